@@ -1,0 +1,94 @@
+"""What the caller may ask for, and the sentence that answers anything else.
+
+Every sentence names the argument, what it must be, what came and one way out. Only free checks are here: none reads
+the values of a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NanPolicy = Literal["propagate", "raise", "omit"]
+
+
+def check_k(k: float | None, fraction: float | None) -> None:
+    """Exactly one of `k` and `fraction`, and that one in range; free, so it is checked at once."""
+    if (k is None) == (fraction is None):
+        came = "neither" if k is None else f"k={k!r} and fraction={fraction!r}"
+        raise ValueError(
+            f"exactly one of `k` and `fraction` must be given; got {came}. "
+            "For the 70 % hardest elements pass fraction=0.7."
+        )
+    if k is not None and not _number("k", k) > 0:
+        raise ValueError(f"`k` must satisfy k > 0; got {k}. For a share of the elements pass fraction=, e.g. 0.7.")
+    if fraction is not None and not 0 < _number("fraction", fraction) <= 1:
+        example = fraction / 100 if 1 < fraction <= 100 else 0.7
+        raise ValueError(
+            f"`fraction` must satisfy 0 < fraction <= 1; got {fraction:g}. "
+            f"For the {100 * example:g} % hardest elements pass fraction={example:g}."
+        )
+
+
+def check_drop(drop: float | None, drop_fraction: float | None, *, required: bool = False) -> None:
+    """At most one of `drop` and `drop_fraction` (exactly one where required), and that one in range."""
+    if (drop is not None and drop_fraction is not None) or (required and drop is None and drop_fraction is None):
+        came = "neither" if drop is None else f"drop={drop!r} and drop_fraction={drop_fraction!r}"
+        raise ValueError(
+            f"{'exactly' if required else 'at most'} one of `drop` and `drop_fraction` must be given; got {came}. "
+            "To leave out the 2 % largest pass drop_fraction=0.02."
+        )
+    if drop is not None and not 0 <= _number("drop", drop) < math.inf:
+        raise ValueError(f"`drop` must satisfy 0 <= drop < inf; got {drop}. To drop nothing pass drop=0.")
+    if drop_fraction is not None and not 0 <= _number("drop_fraction", drop_fraction) < 1:
+        raise ValueError(
+            f"`drop_fraction` must satisfy 0 <= drop_fraction < 1; got {drop_fraction:g}. "
+            "To leave out the 2 % largest pass drop_fraction=0.02."
+        )
+
+
+def _number(name: str, value: float) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, Tensor):
+        raise TypeError(
+            f"`{name}` must be a real number; got {type(value).__name__}. Pass a Python number, e.g. float({name})."
+        )
+    return value
+
+
+def check_nan_policy(nan_policy: str) -> None:
+    """One of the three words."""
+    if nan_policy not in ("propagate", "raise", "omit"):
+        raise ValueError(
+            f'`nan_policy` must be "propagate", "raise" or "omit"; got {nan_policy!r}. '
+            'To keep divergence visible pass "propagate".'
+        )
+
+
+def check_tensors(losses: Tensor, mask: Tensor | None, sample_weight: Tensor | None, scores: Tensor | None) -> None:
+    """Types and shapes: unreduced floating-point losses, and beside them tensors of the same shape."""
+    for name, tensor in (("losses", losses), ("scores", scores)):
+        if tensor is not None and not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
+            came = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"`{name}` must be a floating-point tensor; got {came}. Pass {name}.float().")
+    if losses.dim() == 0:
+        raise ValueError(
+            "`losses` must hold one number per element; got a scalar, which is already reduced, so there is "
+            'nothing to select from. Pass the unreduced losses, e.g. with reduction="none".'
+        )
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
+        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"`mask` must be a bool tensor, True = counts; got {came}. Pass mask.bool().")
+    if sample_weight is not None and not isinstance(sample_weight, Tensor):
+        raise TypeError(
+            f"`sample_weight` must be a tensor; got {type(sample_weight).__name__}. "
+            "Pass torch.as_tensor(sample_weight)."
+        )
+    for name, tensor in (("mask", mask), ("sample_weight", sample_weight), ("scores", scores)):
+        if tensor is not None and tensor.shape != losses.shape:
+            raise ValueError(
+                f"`losses` and `{name}` must have the same shape; got {tuple(losses.shape)} and {tuple(tensor.shape)}. "
+                f"Expand `{name}` to the shape of `losses`."
+            )
