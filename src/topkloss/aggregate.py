@@ -143,7 +143,7 @@ def average_top_k(
     """
     check_k(k, fraction)
     counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
-    weights, _ = ranked_weights(counted, k=k, fraction=fraction, drop=None, drop_fraction=None)
+    weights, _ = ranked_weights(counted, k=k, fraction=fraction)
     return weighted_sum(weights, losses)
 
 
@@ -163,8 +163,8 @@ def average_ranked_range(
 
     .. math:: \frac{(m + k)\,\mathrm{AT}_{m+k} - m\,\mathrm{AT}_m}{k}, \qquad m = \mathrm{drop}
 
-    A difference of convex functions: not convex, and not monotone in the losses that are dropped. Where m + k
-    exceeds the counted mass it averages what is left; where nothing is left it is 0 with gradient 0.
+    A difference of convex functions: not convex itself, and blind to how large the dropped losses are. Where
+    m + k exceeds the counted mass it averages what is left; where nothing is left it is 0 with gradient 0.
 
     Args:
         losses: See `average_top_k`.

@@ -67,28 +67,48 @@ def check_nan_policy(nan_policy: str) -> None:
         )
 
 
-def check_tensors(losses: Tensor, mask: Tensor | None, sample_weight: Tensor | None, scores: Tensor | None) -> None:
-    """Types and shapes: unreduced floating-point losses, and beside them tensors of the same shape."""
-    for name, tensor in (("losses", losses), ("scores", scores)):
-        if tensor is not None and not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
-            came = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"`{name}` must be a floating-point tensor; got {came}. Pass {name}.float().")
+def check_tensors(
+    losses: Tensor, *, mask: Tensor | None, sample_weight: Tensor | None, scores: Tensor | None = None
+) -> None:
+    """Unreduced floating-point losses, and what stands beside them."""
+    _check_floating("losses", losses)
     if losses.dim() == 0:
         raise ValueError(
             "`losses` must hold one number per element; got a scalar, which is already reduced, so there is "
             'nothing to select from. Pass the unreduced losses, e.g. with reduction="none".'
         )
-    if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
-        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"`mask` must be a bool tensor, True = counts; got {came}. Pass mask.bool().")
-    if sample_weight is not None and not isinstance(sample_weight, Tensor):
-        raise TypeError(
-            f"`sample_weight` must be a tensor; got {type(sample_weight).__name__}. "
-            "Pass torch.as_tensor(sample_weight)."
-        )
-    for name, tensor in (("mask", mask), ("sample_weight", sample_weight), ("scores", scores)):
-        if tensor is not None and tensor.shape != losses.shape:
-            raise ValueError(
-                f"`losses` and `{name}` must have the same shape; got {tuple(losses.shape)} and {tuple(tensor.shape)}. "
-                f"Expand `{name}` to the shape of `losses`."
+    check_beside("losses", losses, mask=mask, sample_weight=sample_weight)
+    if scores is not None:
+        _check_floating("scores", scores)
+        _check_same_shape("losses", losses, "scores", scores)
+
+
+def check_beside(name: str, tensor: Tensor, *, mask: Tensor | None, sample_weight: Tensor | None = None) -> None:
+    """Type and shape of the mask and the masses of the elements of a tensor."""
+    if mask is not None:
+        if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
+            raise TypeError(f"`mask` must be a bool tensor, True = counts; got {_came(mask)}. Pass mask.bool().")
+        _check_same_shape(name, tensor, "mask", mask)
+    if sample_weight is not None:
+        if not isinstance(sample_weight, Tensor):
+            raise TypeError(
+                f"`sample_weight` must be a tensor; got {_came(sample_weight)}. Pass torch.as_tensor(sample_weight)."
             )
+        _check_same_shape(name, tensor, "sample_weight", sample_weight)
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
+        raise TypeError(f"`{name}` must be a floating-point tensor; got {_came(tensor)}. Pass {name}.float().")
+
+
+def _check_same_shape(name: str, tensor: Tensor, beside: str, other: Tensor) -> None:
+    if other.shape != tensor.shape:
+        raise ValueError(
+            f"`{name}` and `{beside}` must have the same shape; got {tuple(tensor.shape)} and {tuple(other.shape)}. "
+            f"Expand `{beside}` to the shape of `{name}`."
+        )
+
+
+def _came(value: object) -> object:
+    return value.dtype if isinstance(value, Tensor) else type(value).__name__

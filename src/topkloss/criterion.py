@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from topkloss.aggregate import average_ranked_range, average_top_k
-from topkloss.arguments import NanPolicy, check_drop, check_k
+from topkloss.arguments import NanPolicy, check_beside, check_drop, check_k, check_nan_policy
 from topkloss.losses import cross_entropy
 
 __all__ = ["AverageRankedRangeLoss", "AverageTopKCrossEntropyLoss", "AverageTopKLoss"]
@@ -48,6 +48,7 @@ class AverageTopKLoss(nn.Module):
         super().__init__()
         check_k(k, fraction)
         _check_level(level)
+        check_nan_policy(nan_policy)
         self.loss = loss
         self.k = k
         self.fraction = fraction
@@ -124,6 +125,7 @@ class AverageRankedRangeLoss(nn.Module):
         check_k(k, fraction)
         check_drop(drop, drop_fraction, required=True)
         _check_level(level)
+        check_nan_policy(nan_policy)
         self.loss = loss
         self.k = k
         self.fraction = fraction
@@ -205,6 +207,7 @@ class AverageTopKCrossEntropyLoss(nn.Module):
                 "A common choice is label_smoothing=0.1."
             )
         _check_class_weights(weight)
+        check_nan_policy(nan_policy)
         self.register_buffer("weight", weight)
         self.k = k
         self.fraction = fraction
@@ -231,6 +234,7 @@ class AverageTopKCrossEntropyLoss(nn.Module):
         Returns:
             See `average_top_k`.
         """
+        check_beside("targets", targets, mask=mask, sample_weight=sample_weight)
         counts = targets != self.ignore_index
         if mask is not None:
             counts = counts & mask
@@ -281,11 +285,7 @@ def _ranked(losses: Tensor, mask: Tensor | None, level: Level) -> tuple[Tensor, 
         return losses, mask
     if mask is None:
         return losses.flatten(1).to(_summable(losses)).mean(dim=1), None
-    if mask.shape != losses.shape:
-        raise ValueError(
-            f"`losses` and `mask` must have the same shape; got {tuple(losses.shape)} and {tuple(mask.shape)}. "
-            "Expand `mask` to the shape of `losses`."
-        )
+    check_beside("losses", losses, mask=mask)
     mask = mask.flatten(1)
     number = mask.sum(dim=1)
     kept = losses.flatten(1).to(_summable(losses)).masked_fill(~mask, 0)

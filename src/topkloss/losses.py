@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from topkloss.arguments import check_beside
 from topkloss.kth_largest import values_are_readable
 
 __all__ = ["cross_entropy"]
@@ -57,7 +58,8 @@ def cross_entropy(
     Cost: that of ``F.cross_entropy``; with smoothing, one more copy of the log-probabilities.
     Reference: Szegedy et al. Rethinking the Inception Architecture. CVPR 2016, section 7 (label smoothing).
     """
-    _check_shapes(outputs, targets, mask)
+    _check_shapes(outputs, targets)
+    check_beside("targets", targets, mask=mask)
     classes = outputs.shape[1]
     targets = targets.long()
     outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
@@ -101,7 +103,7 @@ def _without_poison(outputs: Tensor, mask: Tensor) -> Tensor:
     return outputs.masked_fill(~mask.unsqueeze(1), 0)
 
 
-def _check_shapes(outputs: Tensor, targets: Tensor, mask: Tensor | None) -> None:
+def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
     if not outputs.is_floating_point():
         raise TypeError(f"`outputs` must be floating-point logits; got {outputs.dtype}. Pass outputs.float().")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
@@ -113,9 +115,4 @@ def _check_shapes(outputs: Tensor, targets: Tensor, mask: Tensor | None) -> None
         raise ValueError(
             "`outputs` must have shape (N, C) or (N, C, d1, ...) and `targets` the same without C; "
             f"got {tuple(outputs.shape)} and {tuple(targets.shape)}. The classes are dimension 1: move them there."
-        )
-    if mask is not None and mask.shape != targets.shape:
-        raise ValueError(
-            f"`mask` and `targets` must have the same shape; got {tuple(mask.shape)} and {tuple(targets.shape)}. "
-            "Expand `mask` to the shape of `targets`."
         )

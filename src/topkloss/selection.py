@@ -154,7 +154,7 @@ def topk_weights(
     """
     check_k(k, fraction)
     counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
-    return ranked_weights(counted, k=k, fraction=fraction, drop=None, drop_fraction=None)[0]
+    return ranked_weights(counted, k=k, fraction=fraction)[0]
 
 
 def topk_select(
@@ -221,7 +221,7 @@ def count(
     nan_policy: NanPolicy = "propagate",
 ) -> Counted:
     """Checks the inputs and settles which elements count, with which mass, ranked by which score."""
-    check_tensors(losses, mask, sample_weight, scores)
+    check_tensors(losses, mask=mask, sample_weight=sample_weight, scores=scores)
     check_nan_policy(nan_policy)
     losses, mask = losses.detach(), None if mask is None else mask.detach()
     dtype = _ranking_dtype(losses)
@@ -295,32 +295,53 @@ def threshold(counted: Counted, wanted: Tensor) -> Tensor:
     return torch.where(counted.poisoned, torch.nan, found)
 
 
-def share(counted: Counted, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of each element, in [0, 1], lies within the `wanted` largest mass; and the threshold."""
-    lowest = threshold(counted, wanted)
-    above = counted.scores > lowest
-    tied = counted.scores == lowest
+class Cut(NamedTuple):
+    """Where a given mass of the largest ends."""
+
+    score: Tensor  # elements above it lie before the end, those below it behind
+    part: Tensor  # 0-dim float64: how much of each element at that score lies before the end
+
+
+def cut(counted: Counted, wanted: Tensor) -> Cut:
+    """Where the `wanted` mass of the largest ends; those that tie there share what is left of it."""
+    score = threshold(counted, wanted)
+    tied = counted.scores == score
     if counted.mask is not None:
         tied = tied & counted.mask
     tied_mass = counted.mass_of(tied)
-    rest = (wanted - counted.mass_of(above)).clamp(min=0)
-    part = torch.where(tied_mass > 0, (rest / tied_mass).clamp(max=1), 0)
-    return above + tied * part.to(counted.scores.dtype), lowest
+    rest = (wanted - counted.mass_of(counted.scores > score)).clamp(min=0)
+    return Cut(score, torch.where(tied_mass > 0, (rest / tied_mass).clamp(max=1), 0))
+
+
+def share(counted: Counted, end: Cut, start: Cut | None = None) -> Tensor:
+    """How much of each element, in [0, 1], lies before the end and behind the start; arbitrary where not counted."""
+    scores = counted.scores
+    chosen = torch.where(scores == end.score, end.part.to(scores.dtype), (scores > end.score).to(scores.dtype))
+    if start is None:
+        return chosen
+    # the difference in float64: of a million ties, a millionth each may remain
+    both = torch.where(start.score > end.score, 1, end.part) - start.part
+    chosen = torch.where(scores == start.score, both.to(scores.dtype), chosen)
+    return chosen.masked_fill(scores > start.score, 0)
 
 
 def ranked_weights(
-    counted: Counted, *, k: float | None, fraction: float | None, drop: float | None, drop_fraction: float | None
+    counted: Counted,
+    *,
+    k: float | None,
+    fraction: float | None,
+    drop: float | None = None,
+    drop_fraction: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weights of the mass that follows the dropped one, and its lowest score."""
     wanted = capacity(counted.total, k, fraction)
     if not drop and not drop_fraction:
-        chosen, lowest = share(counted, wanted)
-        return spread(counted, chosen, wanted), lowest
+        end = cut(counted, wanted)
+        return spread(counted, share(counted, end), wanted), end.score
     dropped = capacity(counted.total, drop, drop_fraction)
     reached = torch.minimum(dropped + wanted, counted.total)
-    chosen, lowest = share(counted, reached)
-    chosen = chosen - share(counted, dropped)[0]
-    return spread(counted, chosen, reached - dropped), lowest
+    start, end = cut(counted, dropped), cut(counted, reached)
+    return spread(counted, share(counted, end, start), reached - dropped), end.score
 
 
 def spread(counted: Counted, chosen: Tensor, selected_mass: Tensor) -> Tensor:

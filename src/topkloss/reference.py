@@ -1,0 +1,211 @@
+"""The same aggregates by ``sorted()`` in Python floats: slow and obvious, the oracle of the tests.
+
+The functions have the names, keywords and answers of the library's, on flat lists in place of tensors: a line of
+elements from the hardest to the easiest, each as wide as its mass, walked until the wanted mass is reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+__all__ = ["average", "average_ranked_range", "average_top_k", "maximum", "topk_threshold", "topk_weights"]
+
+
+def topk_threshold(
+    losses: Sequence[float],
+    *,
+    k: float | None = None,
+    fraction: float | None = None,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+) -> float:
+    """The k-th largest counted loss, by mass.
+
+    Example:
+        >>> topk_threshold([3.0, 1.0, 2.0, 5.0], k=2)
+        3.0
+    """
+    mass = _counted_mass(losses, mask, sample_weight)
+    if _poisoned(losses, mass):
+        return math.nan
+    wanted = _capacity(math.fsum(mass), k, fraction)
+    return _shares(losses, mass, wanted)[1]
+
+
+def topk_weights(
+    losses: Sequence[float],
+    *,
+    k: float | None = None,
+    fraction: float | None = None,
+    drop: float | None = None,
+    drop_fraction: float | None = None,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+    scores: Sequence[float] | None = None,
+    nan_policy: str = "propagate",
+) -> list[float]:
+    """The weight of each element in the average top-k, or in the ranked range where a drop is given.
+
+    Example:
+        >>> topk_weights([3.0, 1.0, 2.0, 2.0], k=2)
+        [0.5, 0.0, 0.25, 0.25]
+    """
+    scores = losses if scores is None else scores
+    nan = [math.isnan(loss) or math.isnan(score) for loss, score in zip(losses, scores, strict=True)]
+    mass = _counted_mass(losses, mask, sample_weight)
+    if nan_policy == "omit":
+        mass = [0.0 if bad else width for bad, width in zip(nan, mass, strict=True)]
+    elif any(bad and width > 0 for bad, width in zip(nan, mass, strict=True)):
+        if nan_policy == "raise":
+            raise ValueError("a counted loss or score is NaN")
+        return [math.nan if width > 0 else 0.0 for width in mass]
+    total = math.fsum(mass)
+    dropped = 0.0 if drop is None and drop_fraction is None else _capacity(total, drop, drop_fraction)
+    reached = min(dropped + _capacity(total, k, fraction), total)
+    if reached <= dropped:
+        return [0.0] * len(losses)
+    outer, inner = _shares(scores, mass, reached)[0], _shares(scores, mass, dropped)[0]
+    return [(a - b) / (reached - dropped) for a, b in zip(outer, inner, strict=True)]
+
+
+def average_top_k(
+    losses: Sequence[float],
+    *,
+    k: float | None = None,
+    fraction: float | None = None,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+    scores: Sequence[float] | None = None,
+    nan_policy: str = "propagate",
+) -> float:
+    """The average of the k largest losses.
+
+    Example:
+        >>> average_top_k([3.0, 1.0, 2.0, 9.0], k=2.5)
+        5.2
+    """
+    weights = topk_weights(
+        losses,
+        k=k,
+        fraction=fraction,
+        mask=mask,
+        sample_weight=sample_weight,
+        scores=scores,
+        nan_policy=nan_policy,
+    )
+    return _weighted_sum(weights, losses)
+
+
+def average_ranked_range(
+    losses: Sequence[float],
+    *,
+    k: float | None = None,
+    fraction: float | None = None,
+    drop: float | None = None,
+    drop_fraction: float | None = None,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+    scores: Sequence[float] | None = None,
+    nan_policy: str = "propagate",
+) -> float:
+    """The average of the k largest losses after the largest `drop` are left out.
+
+    Example:
+        >>> average_ranked_range([3.0, 1.0, 2.0, 900.0], k=2, drop=1)
+        2.5
+    """
+    weights = topk_weights(
+        losses,
+        k=k,
+        fraction=fraction,
+        drop=drop,
+        drop_fraction=drop_fraction,
+        mask=mask,
+        sample_weight=sample_weight,
+        scores=scores,
+        nan_policy=nan_policy,
+    )
+    return _weighted_sum(weights, losses)
+
+
+def average(
+    losses: Sequence[float],
+    *,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+    nan_policy: str = "propagate",
+) -> float:
+    """The mean of the counted losses.
+
+    Example:
+        >>> average([1.0, 2.0, 9.0], mask=[True, True, False])
+        1.5
+    """
+    return average_top_k(losses, fraction=1.0, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
+
+
+def maximum(
+    losses: Sequence[float],
+    *,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+    nan_policy: str = "propagate",
+) -> float:
+    """The largest counted loss; 0 where nothing is counted.
+
+    Example:
+        >>> maximum([1.0, 2.0, 9.0])
+        9.0
+    """
+    mass = _counted_mass(losses, mask, sample_weight)
+    counted = [loss for loss, width in zip(losses, mass, strict=True) if width > 0]
+    finite = [loss for loss in counted if not math.isnan(loss)]
+    if len(finite) < len(counted) and nan_policy != "omit":
+        if nan_policy == "raise":
+            raise ValueError("a counted loss is NaN")
+        return math.nan
+    return max(finite, default=0.0)
+
+
+def _counted_mass(
+    losses: Sequence[float], mask: Sequence[bool] | None, sample_weight: Sequence[float] | None
+) -> list[float]:
+    mask = [True] * len(losses) if mask is None else mask
+    sample_weight = [1.0] * len(losses) if sample_weight is None else sample_weight
+    return [width if counts else 0.0 for counts, width in zip(mask, sample_weight, strict=True)]
+
+
+def _poisoned(losses: Sequence[float], mass: Sequence[float]) -> bool:
+    return any(math.isnan(loss) for loss, width in zip(losses, mass, strict=True) if width > 0)
+
+
+def _capacity(total: float, count: float | None, fraction: float | None) -> float:
+    """The mass asked for, at most all; a number within 1e-9 of an integer is that integer."""
+    wanted = count if count is not None else fraction * total if fraction is not None else 0.0
+    if math.isfinite(wanted) and abs(wanted - round(wanted)) <= 1e-9 * wanted:
+        wanted = float(round(wanted))
+    return min(wanted, total)
+
+
+def _shares(scores: Sequence[float], mass: Sequence[float], wanted: float) -> tuple[list[float], float]:
+    """The mass of each element that lies within the `wanted` largest; and the lowest score reached."""
+    shares = [0.0] * len(scores)
+    order = sorted((i for i in range(len(scores)) if mass[i] > 0), key=lambda i: scores[i], reverse=True)
+    walked, lowest = 0.0, -math.inf
+    for score, group in groupby(order, key=lambda i: scores[i]):
+        tied = list(group)
+        width = math.fsum(mass[i] for i in tied)
+        if walked >= wanted * (1 - 1e-12):
+            break
+        part = min((wanted - walked) / width, 1.0)
+        for i in tied:
+            shares[i] = mass[i] * part
+        walked, lowest = walked + width, score
+    return shares, lowest
+
+
+def _weighted_sum(weights: Sequence[float], losses: Sequence[float]) -> float:
+    terms = [weight * loss for weight, loss in zip(weights, losses, strict=True) if weight != 0]
+    return math.fsum(terms) if all(map(math.isfinite, terms)) else sum(terms)

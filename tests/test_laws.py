@@ -1,0 +1,91 @@
+"""Every law of every public aggregate and criterion, on every way to the threshold; and each omission's reason."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import topkloss
+from tests.laws import LAWS, Batch, Law, Subject, batches
+from tests.subjects import OMISSIONS, SUBJECTS
+from topkloss import kth_largest, selection
+
+WAYS = ["pivots", "bisection", "sorting"]
+
+
+@contextlib.contextmanager
+def way(name: str) -> Iterator[None]:
+    """Inside, every threshold is found in the way named."""
+
+    def by_bisection(scores, mask, mass, wanted):  # type: ignore[no-untyped-def]
+        return kth_largest._by_bisection(scores, mass, wanted * (1 - kth_largest.SLACK))
+
+    def by_sorting(scores, mask, mass, wanted):  # type: ignore[no-untyped-def]
+        need = wanted * (1 - kth_largest.SLACK)
+        return kth_largest._by_sorting(scores.reshape(-1), None if mass is None else mass.reshape(-1), need)
+
+    if name == "pivots":  # on as few elements as there are here
+        with mock.patch.object(kth_largest, "SMALL", 2):
+            yield
+    else:
+        with mock.patch.object(selection, "kth_largest", by_bisection if name == "bisection" else by_sorting):
+            yield
+
+
+def omitted(subject: Subject) -> set[str]:
+    return {omission.law for omission in OMISSIONS.get(subject.name, [])}
+
+
+OBEYED = [
+    pytest.param(subject, law, id=f"{subject.name}-{name}")
+    for subject in SUBJECTS
+    for name, law in LAWS.items()
+    if name not in omitted(subject)
+]
+
+
+@pytest.mark.parametrize(("subject", "law"), OBEYED)
+def test_law(subject: Subject, law: Law) -> None:
+    @given(batch=batches(positive=subject.positive), name=st.sampled_from(WAYS))
+    def holds(batch: Batch, name: str) -> None:
+        with way(name):
+            law(subject, batch)
+
+    holds()
+
+
+@pytest.mark.parametrize(
+    ("subject", "omission"),
+    [
+        pytest.param(subject, omission, id=f"{subject.name}-{omission.law}")
+        for subject in SUBJECTS
+        for omission in OMISSIONS.get(subject.name, [])
+    ],
+)
+def test_an_omitted_law_fails_on_its_counterexample(subject: Subject, omission) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(AssertionError):
+        LAWS[omission.law](subject, omission.batch)
+
+
+def test_every_public_aggregate_and_criterion_is_on_trial() -> None:
+    names = {subject.name.split()[0] for subject in SUBJECTS}
+    aggregates = {"average", "maximum", "average_top_k", "average_ranked_range"}
+    criteria = {name for name in topkloss.__all__ if name.endswith("Loss")}
+    assert names == aggregates | criteria
+    assert aggregates < set(topkloss.__all__)
+
+
+def test_only_known_laws_are_omitted() -> None:
+    assert {omission.law for omissions in OMISSIONS.values() for omission in omissions} <= set(LAWS)
+    assert set(OMISSIONS) <= {subject.name for subject in SUBJECTS}
+
+
+@settings(max_examples=1)
+@given(batch=batches())
+def test_batches_can_be_drawn(batch: Batch) -> None:
+    assert batch.losses.shape == batch.other.shape

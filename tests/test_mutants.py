@@ -1,0 +1,187 @@
+"""Known-wrong aggregates. Each is the library with one mistake in it, and a law must say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from torch import Tensor
+
+from tests.laws import LAWS, Batch, batches
+from tests.subjects import SUBJECTS
+from tests.test_criterion import value_is_the_smoothed_loss_of_the_hardest_by_plain_loss
+from topkloss import aggregate, criterion, selection
+from topkloss.losses import cross_entropy as right_loss
+from topkloss.selection import Counted, Cut
+from topkloss.selection import weighted_sum as right_sum
+
+BY_NAME = {subject.name: subject for subject in SUBJECTS}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake: what it replaces, by what, and the law that must reject it."""
+
+    name: str
+    where: Any
+    attribute: str
+    wrong: Callable[..., Any]
+    law: str
+    subject: str = "average_top_k"
+
+
+right_capacity, right_cut, right_count = selection.capacity, selection.cut, selection.count
+right_spread = selection.spread
+
+
+def clamped(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
+    return torch.minimum(right_capacity(total, count, fraction).clamp(min=1), total)
+
+
+def truncated(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
+    return right_capacity(total, count, fraction).floor().clamp(min=1)
+
+
+def rounded(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
+    return right_capacity(total, count, fraction).round().clamp(min=1)
+
+
+def single(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
+    number = torch.tensor(count, dtype=torch.float32) if fraction is None else torch.tensor(fraction) * total.float()
+    return torch.minimum(number.double(), total)
+
+
+def unbounded(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
+    return total * (fraction or 0.0) if count is None else torch.tensor(count, dtype=torch.float64)
+
+
+def in_index_order(counted: Counted, end: Cut, start: Cut | None = None) -> Tensor:
+    """Whoever comes first among equals is taken whole."""
+    above, tied = counted.scores > end.score, counted.scores == end.score
+    tied = tied if counted.mask is None else tied & counted.mask
+    wanted = counted.mass_of(above) + end.part * counted.mass_of(tied)
+    mass = torch.ones_like(tied, dtype=torch.float64) if counted.mass is None else counted.mass
+    mass = (mass * (above | tied)).flatten()
+    order = counted.scores.flatten().argsort(descending=True, stable=True)
+    after = mass[order].cumsum(0)
+    taken = ((wanted - (after - mass[order])) / mass[order].clamp(min=1e-9)).clamp(0, 1) * (mass[order] > 0)
+    return torch.empty_like(taken).scatter(0, order, taken).reshape(tied.shape).to(counted.scores.dtype)
+
+
+def minus_zero_below_zero(losses: Tensor, **given: Any) -> Counted:
+    """The order of the float bits."""
+    counted = right_count(losses, **given)
+    minus = (counted.scores == 0) & counted.scores.signbit()
+    return counted._replace(scores=counted.scores.masked_fill(minus, -1e-30))
+
+
+def all_ties_whole(counted: Counted, end: Cut, start: Cut | None = None) -> Tensor:
+    return (counted.scores >= end.score).to(counted.scores.dtype)
+
+
+def whole_numbers_of_elements(counted: Counted, wanted: Tensor) -> Cut:
+    """`k` counts elements, whatever their mass."""
+    return right_cut(counted._replace(mass=None), wanted)
+
+
+def by_interpolated_quantile(counted: Counted, wanted: Tensor) -> Tensor:
+    scores = counted.scores.flatten() if counted.mask is None else counted.scores[counted.mask]
+    if scores.numel() == 0 or not scores.isfinite().all():
+        return torch.tensor(-torch.inf, dtype=scores.dtype)
+    return torch.quantile(scores, 1 - float(wanted) / max(float(counted.total), 1e-9))
+
+
+def detached(weights: Tensor, losses: Tensor) -> Tensor:
+    return right_sum(weights, losses) if bool((weights != 0).any()) else torch.zeros((), dtype=weights.dtype)
+
+
+def in_half(weights: Tensor, losses: Tensor) -> Tensor:
+    return right_sum(weights.to(losses.dtype), losses)
+
+
+def zero_times_infinity(weights: Tensor, losses: Tensor) -> Tensor:
+    return (weights * losses).sum()
+
+
+def mean_over_all(weights: Tensor, losses: Tensor) -> Tensor:
+    kept = weights != 0
+    return losses.where(kept, 0.0).to(weights.dtype).sum() / max(losses.numel(), 1)
+
+
+def hides_nan(weights: Tensor, losses: Tensor) -> Tensor:
+    return right_sum(weights.nan_to_num(), losses.nan_to_num(posinf=torch.inf, neginf=-torch.inf))
+
+
+def masked_as_zero(losses: Tensor, *, mask: Tensor | None = None, **given: Any) -> Counted:
+    """An ignored loss is a loss of 0."""
+    losses = losses if mask is None else losses.masked_fill(~mask, 0)
+    return right_count(losses, **given)
+
+
+def share_of_all(losses: Tensor, **given: Any) -> Counted:
+    """`fraction` is of all elements, counted or not."""
+    return right_count(losses, **given)._replace(total=torch.tensor(float(losses.numel()), dtype=torch.float64))
+
+
+def written_to(losses: Tensor, *, mask: Tensor | None = None, **given: Any) -> Counted:
+    if mask is not None:
+        losses.detach().masked_fill_(~mask, 0)
+    return right_count(losses, mask=mask, **given)
+
+
+def scaled_down(counted: Counted, chosen: Tensor, selected_mass: Tensor) -> Tensor:
+    """An OHEM that divides by the number of all pixels."""
+    return right_spread(counted, chosen, counted.total)
+
+
+VALUE, MASS = "value_is_the_oracles", "scaling_the_mass_changes_nothing_under_fraction"
+MASK, NOBODY = "masked_is_the_same_as_left_out", "nothing_counted_is_a_connected_zero"
+MUTANTS = [
+    Mutant("k clamped to 1", selection, "capacity", clamped, MASS),
+    Mutant("k truncated", selection, "capacity", truncated, VALUE),
+    Mutant("k rounded", selection, "capacity", rounded, VALUE),
+    Mutant("k in float32", selection, "capacity", single, VALUE),
+    Mutant("k not bounded by what there is", selection, "capacity", unbounded, "everything_is_the_mean"),
+    Mutant("ties in index order", selection, "share", in_index_order, "order_never_matters"),
+    Mutant("-0.0 below 0.0", aggregate, "count", minus_zero_below_zero, "ties_share_in_proportion_to_their_mass"),
+    Mutant("all ties whole", selection, "share", all_ties_whole, VALUE),
+    Mutant("k counts elements, not mass", selection, "cut", whole_numbers_of_elements, "integer_mass_is_repetition"),
+    Mutant("interpolated quantile", selection, "threshold", by_interpolated_quantile, VALUE),
+    Mutant("detached zero", aggregate, "weighted_sum", detached, NOBODY),
+    Mutant("weights in float16", aggregate, "weighted_sum", in_half, "computes_in_float32_at_least"),
+    Mutant("0 x inf", aggregate, "weighted_sum", zero_times_infinity, "unselected_infinity_costs_nothing"),
+    Mutant("0 x NaN", aggregate, "weighted_sum", zero_times_infinity, MASK),
+    Mutant("mean over all elements", aggregate, "weighted_sum", mean_over_all, VALUE),
+    Mutant("NaN hidden", aggregate, "weighted_sum", hides_nan, "counted_nan_is_visible_omitted_or_refused"),
+    Mutant("masked as zero", aggregate, "count", masked_as_zero, MASK),
+    Mutant("fraction of all, not of the counted", aggregate, "count", share_of_all, MASK),
+    Mutant("losses written to", aggregate, "count", written_to, "inputs_are_never_written_to"),
+    Mutant("divided by the counted, not the selected", selection, "spread", scaled_down, VALUE),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutant_is_rejected(mutant: Mutant) -> None:
+    subject = BY_NAME[mutant.subject]
+
+    @settings(derandomize=True, database=None, max_examples=500, phases=[Phase.generate], report_multiple_bugs=False)
+    @given(batch=batches())
+    def holds(batch: Batch) -> None:
+        LAWS[mutant.law](subject, batch)
+
+    with mock.patch.object(mutant.where, mutant.attribute, mutant.wrong), pytest.raises(AssertionError):
+        holds()
+
+
+def test_ranking_by_the_smoothed_loss_is_rejected() -> None:
+    def smoothed(*args: Any, **given: Any) -> tuple[Tensor, Tensor]:
+        losses, _ = right_loss(*args, **given)
+        return losses, losses.detach()
+
+    with mock.patch.object(criterion, "cross_entropy", smoothed), pytest.raises(AssertionError):
+        value_is_the_smoothed_loss_of_the_hardest_by_plain_loss()

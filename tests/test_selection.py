@@ -1,0 +1,243 @@
+"""Threshold and weights: at every size, against a linear program, at the edges of counting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from torch import Tensor
+
+from tests.laws import Batch, batches
+from topkloss import Selection, average_top_k, kth_largest, reference, topk_select, topk_threshold, topk_weights
+from topkloss.kth_largest import SLACK, _by_bisection, _by_pivots, _by_sorting
+
+# The threshold at every size: three ways and torch.sort
+
+
+def stripes(n: int) -> Tensor:
+    return (torch.arange(n) % 7 < 2).float()
+
+
+KINDS: dict[str, Callable[[int], Tensor]] = {
+    "normal": lambda n: torch.randn(n),
+    "exponential": lambda n: torch.empty(n).exponential_(),
+    "heavy tail": lambda n: torch.empty(n).cauchy_(),
+    "constant": lambda n: torch.full((n,), 3.0),
+    "two values": lambda n: (torch.rand(n) > 0.3).float(),
+    "stripes": stripes,
+    "mostly zero": lambda n: torch.relu(torch.randn(n) - 2),
+    "sorted": lambda n: torch.randn(n).sort().values,
+    "descending": lambda n: torch.randn(n).sort(descending=True).values,
+    "infinities": lambda n: torch.randn(n).masked_fill(torch.rand(n) > 0.5, math.inf),
+    "one giant": lambda n: torch.cat([torch.randn(n - 1), torch.tensor([1e30])]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 2, 100, 19_999, 20_001, 100_003, 500_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_ways_find_the_kth_largest(kind: str, n: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(n)
+    scores = KINDS[kind](n).to(dtype)
+    ordered = scores.sort(descending=True).values
+    for fraction in (1e-9, 0.01, 0.5, 0.7, 1.0):
+        wanted = max(fraction * n, 0.5)
+        expected = ordered[max(math.ceil(wanted * (1 - SLACK)), 1) - 1]
+        need = torch.tensor(wanted * (1 - SLACK), dtype=torch.float64)
+        assert _by_pivots(scores, None, float(need)) == expected
+        assert _by_sorting(scores, None, need) == expected
+        if n <= 100_003:
+            assert _by_bisection(scores, None, need) == expected
+
+
+@pytest.mark.parametrize("n", [100, 100_003])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_ways_agree_on_the_kth_largest_by_mass(kind: str, n: int) -> None:
+    torch.manual_seed(n)
+    scores = KINDS[kind](n)
+    mass = torch.rand(n, dtype=torch.float64) * (torch.rand(n) > 0.2)
+    mass[0] = n / 50  # one heavy element
+    for fraction in (1e-6, 0.01, 0.5, 0.99, 1.0):
+        need = mass.sum() * fraction * (1 - SLACK)
+        found = _by_pivots(scores, mass, float(need))
+        assert found == _by_sorting(scores, mass, need) == _by_bisection(scores, mass, need)
+        slack = 1e-9 * float(mass.sum())
+        assert mass[scores >= found].sum() >= need - slack
+        assert mass[scores > found].sum() <= need + slack
+
+
+def test_pivots_narrow_down_rather_than_sort() -> None:
+    """A million losses are never sorted, nor handed to kthvalue, whole."""
+    scores, sizes = torch.randn(1_000_000), []
+    with mock.patch.object(kth_largest, "_bracket", wraps=kth_largest._bracket) as bracket:
+        for wanted in (1.0, 1e5, 5e5, 999_999.0):
+            _by_pivots(scores, None, wanted)
+        sizes = [call.args[0].numel() for call in bracket.call_args_list]
+    assert sum(sizes) < 4 * 1.2 * 1_000_000
+    assert sizes.count(1_000_000) == 4
+
+
+# A second oracle: the weights solve a linear program
+
+
+@given(batch=batches())
+def test_value_is_the_optimum_of_the_linear_program(batch: Batch) -> None:
+    """max <w, l> over 0 <= w_i <= s_i / k, sum w = 1, by scipy."""
+    batch = batch.calm()
+    if not batch.counts.any():
+        return
+    losses, mass = batch.losses.flatten().numpy(), batch.mass.flatten().numpy()
+    scale = max(1.0, float(np.abs(losses).max()))
+    optimum = linprog(
+        -losses / scale, A_eq=np.ones((1, len(losses))), b_eq=[1.0], bounds=[(0, m / batch.k) for m in mass]
+    )
+    assert optimum.success
+    value = average_top_k(batch.losses, mask=batch.mask, sample_weight=batch.sample_weight, **batch.asked)  # type: ignore[arg-type]
+    assert value.item() / scale == pytest.approx(-optimum.fun, abs=1e-7)
+
+
+# The public functions against the reference
+
+
+@given(batch=batches())
+def test_weights_and_threshold_are_the_oracles(batch: Batch) -> None:
+    given_ = {"mask": batch.mask, "sample_weight": batch.sample_weight, **batch.asked}
+    flat = {name: value.flatten().tolist() if isinstance(value, Tensor) else value for name, value in given_.items()}
+    losses = batch.losses.double().flatten().tolist()
+    weights = topk_weights(batch.losses, **given_)  # type: ignore[arg-type]
+    assert weights.shape == batch.losses.shape
+    assert not weights.requires_grad
+    assert weights.flatten().tolist() == pytest.approx(reference.topk_weights(losses, **flat), abs=1e-6, rel=1e-6)  # type: ignore[arg-type]
+    threshold = topk_threshold(batch.losses, **given_)  # type: ignore[arg-type]
+    assert threshold.item() == reference.topk_threshold(losses, **flat)  # type: ignore[arg-type]
+
+
+@given(
+    batch=batches(),
+    drop=st.fixed_dictionaries({"drop": st.floats(0, 20)})
+    | st.fixed_dictionaries({"drop_fraction": st.floats(0, 0.99)}),
+    seed=st.integers(0, 9),
+)
+def test_selection_is_the_oracles_with_drop_and_scores(batch: Batch, drop: dict[str, float], seed: int) -> None:
+    scores = torch.randint(0, 5, batch.losses.shape, generator=torch.Generator().manual_seed(seed)).double()
+    given_ = {"mask": batch.mask, "sample_weight": batch.sample_weight, "scores": scores, **batch.asked, **drop}
+    flat = {name: value.flatten().tolist() if isinstance(value, Tensor) else value for name, value in given_.items()}
+    selection = topk_select(batch.calm().losses, **given_)  # type: ignore[arg-type]
+    weights = reference.topk_weights(batch.calm().losses.flatten().tolist(), **flat)  # type: ignore[arg-type]
+    assert selection.weights.flatten().tolist() == pytest.approx(weights, abs=1e-8, rel=1e-8)
+    assert torch.equal(selection.kept, selection.weights != 0)
+    assert selection.counted_mass.item() == pytest.approx(float(batch.mass.sum()))
+
+
+def test_selection_says_all_that_a_monitor_reads() -> None:
+    losses = torch.tensor([3.0, math.nan, 1.0, 2.0, 5.0], requires_grad=True)
+    mask = torch.tensor([True, True, True, True, False])
+    selection = topk_select(losses, k=2, mask=mask, nan_policy="omit")
+    assert isinstance(selection, Selection)
+    assert selection.threshold == 2
+    assert selection.weights.tolist() == [0.5, 0, 0, 0.5, 0]
+    assert selection.kept.tolist() == [True, False, False, True, False]
+    assert selection.value == 2.5
+    assert selection.counted_mass == 3
+    assert selection.counted_mass.dtype == torch.float64
+    assert selection.omitted == 1
+    assert not any(t.requires_grad for t in (selection.threshold, selection.weights, selection.value))
+    with pytest.raises(AttributeError):
+        selection.value = losses  # type: ignore[misc]
+
+
+def test_a_masked_nan_is_not_omitted_but_masked() -> None:
+    losses = torch.tensor([math.nan, 1.0])
+    assert topk_select(losses, k=1, mask=torch.tensor([False, True]), nan_policy="omit").omitted == 0
+
+
+def test_thresholds_of_nothing_and_of_nan() -> None:
+    assert topk_threshold(torch.zeros(3), k=1, mask=torch.zeros(3, dtype=torch.bool)) == -math.inf
+    assert topk_threshold(torch.zeros(0), k=1) == -math.inf
+    assert topk_threshold(torch.tensor([1.0, math.nan]), k=1).isnan()
+
+
+# Counting (law 2)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "n", "kept"), [(0.29, 100, 29), (0.35, 10, 4), (0.7, 10, 7), (0.1, 30, 3), (1 / 3, 3, 1)]
+)
+def test_a_share_of_a_count_is_snapped_to_the_integer(fraction: float, n: int, kept: int) -> None:
+    """0.29 * 100 is 28.999999999999996 in floats."""
+    selection = topk_select(torch.arange(n, dtype=torch.float32), fraction=fraction)
+    assert selection.kept.sum() == kept
+    if kept / n == pytest.approx(fraction):
+        assert selection.weights.max() == torch.tensor(1.0 / kept)
+
+
+def test_a_share_that_is_no_integer_is_not_rounded() -> None:
+    weights = topk_weights(torch.arange(10, dtype=torch.float64), fraction=0.35)
+    assert weights.tolist() == pytest.approx([0] * 6 + [0.5 / 3.5] + [1 / 3.5] * 3)
+
+
+def test_counts_beyond_the_integers_of_float32() -> None:
+    n = 2**24 + 3
+    losses = torch.zeros(()).expand(n)
+    assert topk_select(losses, k=1, mask=torch.ones((), dtype=torch.bool).expand(n)).counted_mass == n
+    first = torch.arange(n) > 0
+    assert topk_select(losses, fraction=1, mask=first).counted_mass == n - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_are_not_lost(dtype: torch.dtype) -> None:
+    """1/k of a large k is subnormal, then 0, in float16."""
+    weights = topk_weights(torch.ones(100_000, dtype=dtype), k=90_000)
+    assert weights.dtype == torch.float32
+    assert weights.double().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_tiny_and_huge_masses() -> None:
+    losses = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    for scale in (1e-300, 1e-30, 1e30, 1e300):
+        mass = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64) * scale
+        assert average_top_k(losses, fraction=0.5, sample_weight=mass).item() == pytest.approx(2.5 + 1 / 6)
+
+
+@pytest.mark.parametrize("k", [np.float32(2.0), np.int64(2), 2, 2.0])
+def test_numbers_of_numpy_are_numbers(k: float) -> None:
+    assert average_top_k(torch.tensor([1.0, 2.0, 3.0]), k=k) == 2.5
+
+
+def test_a_thin_slice_of_many_ties_is_not_lost() -> None:
+    """Half a million equal losses are dropped and one is averaged: a millionth of each, not a rounded difference."""
+    selection = topk_select(torch.full((1_000_000,), 3.0), k=1, drop=500_000)
+    assert selection.weights.double().sum().item() == pytest.approx(1, abs=1e-6)
+    assert selection.value.item() == pytest.approx(3, abs=1e-5)
+
+
+# Layout
+
+
+def test_shape_and_strides_never_matter() -> None:
+    torch.manual_seed(0)
+    losses = torch.randn(6, 8)
+    expected = average_top_k(losses.flatten(), k=7.5)
+    for view in (losses.t(), losses.reshape(2, 3, 8).movedim(0, 2), losses.flip(0), losses.unsqueeze(0)):
+        assert average_top_k(view, k=7.5) == expected
+    strided = torch.randn(12, 8)[::2]
+    assert average_top_k(strided, k=3) == average_top_k(strided.clone(), k=3)
+    assert topk_weights(losses.t(), k=7.5).shape == (8, 6)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2)])
+def test_zero_size_is_nothing_counted(shape: tuple[int, ...]) -> None:
+    losses = torch.zeros(shape, requires_grad=True)
+    value = average_top_k(losses, fraction=0.5)
+    value.backward()
+    assert value == 0
+    assert losses.grad is not None
+    assert losses.grad.shape == shape
+    assert topk_weights(losses, k=3).shape == shape

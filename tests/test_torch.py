@@ -1,0 +1,264 @@
+"""What torch does around us: compile, vmap, second derivatives, accelerators, tracing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from topkloss import (
+    AverageRankedRangeLoss,
+    AverageTopKCrossEntropyLoss,
+    AverageTopKLoss,
+    average,
+    average_ranked_range,
+    average_top_k,
+    maximum,
+    topk_select,
+    topk_threshold,
+    topk_weights,
+)
+
+AGGREGATES: dict[str, Callable[..., Tensor]] = {
+    "average": average,
+    "maximum": maximum,
+    "average_top_k": lambda losses, **given: average_top_k(losses, fraction=0.3, **given),
+    "average_top_k, k": lambda losses, **given: average_top_k(losses, k=2.5, **given),
+    "average_ranked_range": lambda losses, **given: average_ranked_range(losses, k=2.5, drop=1.5, **given),
+    "topk_weights": lambda losses, **given: topk_weights(losses, k=2.5, **given),
+    "topk_threshold": lambda losses, **given: topk_threshold(losses, k=2.5, **given),
+    "topk_select": lambda losses, **given: topk_select(losses, k=2.5, **given).weights,
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+# torch.compile (law 11)
+
+
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_compiles_whole_and_once_for_any_number_counted(name: str) -> None:
+    aggregate = AGGREGATES[name]
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(aggregate, fullgraph=True, backend=backend)
+    torch.manual_seed(0)
+    for share in (0.0, 0.3, 0.7, 1.0, 2.0):
+        losses = torch.randn(50, requires_grad=True)
+        mask, mass = torch.rand(50) >= share, torch.rand(50)
+        given = {"mask": mask} if name == "topk_threshold" else {"mask": mask, "sample_weight": mass}
+        ours, theirs = compiled(losses, **given), aggregate(losses, **given)
+        torch.testing.assert_close(ours, theirs)
+        if ours.requires_grad:
+            gradients = [torch.autograd.grad(value, losses)[0] for value in (ours, theirs)]
+            torch.testing.assert_close(*gradients)
+    assert backend.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        AverageTopKCrossEntropyLoss(fraction=0.3, weight=torch.tensor([0.5, 1.0, 0.0]), label_smoothing=0.1),
+        AverageTopKLoss(nn.CrossEntropyLoss(reduction="none"), k=2.5),
+        AverageTopKLoss(nn.CrossEntropyLoss(reduction="none"), k=2.5, level="sample"),
+        AverageRankedRangeLoss(nn.CrossEntropyLoss(reduction="none"), k=2.5, drop=1),
+    ],
+    ids=lambda criterion: repr(criterion).split("(")[0] + getattr(criterion, "level", ""),
+)
+def test_a_criterion_compiles_whole_and_once(criterion: nn.Module) -> None:
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(criterion, fullgraph=True, backend=backend)
+    torch.manual_seed(0)
+    for ignored in (0, 5, 16):
+        outputs = torch.randn(4, 3, 4, requires_grad=True)
+        targets = torch.randint(3, (4, 4))
+        mask = torch.arange(16).reshape(4, 4) >= ignored
+        torch.testing.assert_close(compiled(outputs, targets, mask=mask), criterion(outputs, targets, mask=mask))
+    assert backend.frame_count == 1
+
+
+def test_compiles_to_machine_code() -> None:
+    compiled = torch.compile(lambda losses, mask: average_top_k(losses, fraction=0.3, mask=mask), fullgraph=True)
+    torch.manual_seed(0)
+    losses, mask = torch.randn(1000, requires_grad=True), torch.rand(1000) > 0.5
+    ours, theirs = compiled(losses, mask), average_top_k(losses, fraction=0.3, mask=mask)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, losses), torch.autograd.grad(theirs, losses))
+
+
+def test_bisection_compiles_whole() -> None:
+    """What an accelerator runs: a meta tensor takes the same way."""
+    compiled = torch.compile(AGGREGATES["average_top_k"], fullgraph=True, backend="aot_eager")
+    value = compiled(torch.zeros(50, device="meta"), mask=torch.ones(50, dtype=torch.bool, device="meta"))
+    assert value.device.type == "meta"
+
+
+# vmap and torch.func
+
+
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_vmap_is_a_loop(name: str) -> None:
+    torch.manual_seed(0)
+    losses, mask = torch.randn(4, 30), torch.rand(4, 30) > 0.3
+    aggregate = AGGREGATES[name]
+    batched = torch.vmap(lambda losses, mask: aggregate(losses, mask=mask))(losses, mask)
+    looped = torch.stack([aggregate(row, mask=counts) for row, counts in zip(losses, mask, strict=True)])
+    torch.testing.assert_close(batched, looped)
+
+
+def test_vmap_over_masses_alone() -> None:
+    losses, mass = torch.randn(30), torch.rand(4, 30)
+    batched = torch.vmap(lambda mass: average_top_k(losses, k=3, sample_weight=mass))(mass)
+    torch.testing.assert_close(batched, torch.stack([average_top_k(losses, k=3, sample_weight=row) for row in mass]))
+
+
+def test_per_sample_gradients() -> None:
+    losses, mask = torch.randn(4, 30), torch.rand(4, 30) > 0.3
+    gradients = torch.vmap(torch.func.grad(lambda row, counts: average_top_k(row, k=3, mask=counts)))(losses, mask)
+    looped = torch.stack([topk_weights(row, k=3, mask=counts) for row, counts in zip(losses, mask, strict=True)])
+    torch.testing.assert_close(gradients, looped)
+
+
+# Derivatives
+
+
+@pytest.mark.parametrize("name", ["average", "maximum", "average_top_k", "average_top_k, k", "average_ranked_range"])
+def test_gradcheck_away_from_ties(name: str) -> None:
+    torch.manual_seed(0)
+    losses = torch.randperm(20).double().requires_grad_()
+    mask, mass = torch.rand(20) > 0.3, torch.rand(20, dtype=torch.float64) + 0.1
+    assert torch.autograd.gradcheck(lambda x: AGGREGATES[name](x, mask=mask, sample_weight=mass), losses)
+
+
+def test_second_derivative_of_a_smooth_loss() -> None:
+    """The weights are constants, so the Hessian is theirs with the losses' own."""
+    torch.manual_seed(0)
+    weight = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    x, y = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, dtype=torch.float64)
+
+    def mined(weight: Tensor) -> Tensor:
+        return average_top_k((x @ weight - y).square(), fraction=0.3)
+
+    assert torch.autograd.gradgradcheck(mined, weight)
+    chosen = topk_weights((x @ weight - y).square(), fraction=0.3)
+    torch.testing.assert_close(torch.autograd.functional.hessian(mined, weight), 2 * (x * chosen[:, None]).t() @ x)
+
+
+def test_no_gradient_flows_through_scores_or_masses() -> None:
+    losses = torch.randn(5, requires_grad=True)
+    scores, mass = torch.randn(5, requires_grad=True), torch.rand(5, requires_grad=True)
+    average_top_k(losses, k=2, scores=scores, sample_weight=mass).backward()
+    assert losses.grad is not None
+    assert scores.grad is None
+    assert mass.grad is None
+
+
+# Accelerators, without one: no value is read back, and nothing is sorted
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func.overloadpacket).removeprefix("aten."))
+        return func(*args, **(kwargs or {}))
+
+
+READING = {"_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero"}
+SORTING = {"sort", "topk", "kthvalue", "argsort", "unique", "median", "cumsum"}
+
+
+@pytest.mark.parametrize("name", AGGREGATES)
+@pytest.mark.parametrize("weighed", [False, True])
+def test_on_an_accelerator_nothing_is_read_back_or_sorted(name: str, weighed: bool) -> None:
+    """A meta tensor has no values at all, and takes the way of an accelerator."""
+    losses = torch.zeros(100, device="meta", requires_grad=True)
+    given = {"mask": torch.zeros(100, dtype=torch.bool, device="meta")}
+    if weighed and name != "topk_threshold":
+        given["sample_weight"] = torch.zeros(100, device="meta")
+    with Operations() as operations:
+        value = AGGREGATES[name](losses, **given)
+        if value.requires_grad:
+            value.backward()
+    assert value.device.type == "meta"
+    assert operations.names.isdisjoint(READING | SORTING), operations.names
+    assert ("bitwise_xor" in operations.names) == (name not in ("average", "maximum"))
+
+
+def test_on_an_accelerator_the_criterion_reads_nothing_back() -> None:
+    criterion = AverageTopKCrossEntropyLoss(fraction=0.3, weight=torch.tensor([0.5, 1.0, 2.0]), label_smoothing=0.1)
+    criterion.to("meta")
+    outputs = torch.zeros(2, 3, 8, 8, device="meta", requires_grad=True)
+    with Operations() as operations:
+        criterion(outputs, torch.zeros(2, 8, 8, dtype=torch.long, device="meta")).backward()
+    assert operations.names.isdisjoint(READING | SORTING), operations.names
+
+
+def test_reading_back_would_be_noticed() -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        topk_weights(torch.zeros(5, device="meta"), k=1, nan_policy="raise")
+
+
+def test_where_values_cannot_be_read_bad_ones_give_nan() -> None:
+    """The twin of an error on the CPU: a compiled function cannot raise on a value, but must not hide it."""
+    compiled = torch.compile(lambda x, m: average_top_k(x, k=1, sample_weight=m), fullgraph=True, backend="eager")
+    for bad in (-1.0, math.nan, math.inf):
+        assert compiled(torch.tensor([1.0, 2.0]), torch.tensor([1.0, bad])).isnan()
+    criterion = torch.compile(AverageTopKCrossEntropyLoss(k=1), fullgraph=True, backend="eager")
+    assert criterion(torch.zeros(2, 3), torch.tensor([0, 3])).isnan()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_cuda_agrees_with_the_cpu(name: str) -> None:
+    torch.manual_seed(0)
+    for n in (1, 100, 1_000_003):
+        losses = (torch.randn(n) * 4).round() / 4
+        given = {"mask": torch.rand(n) > 0.3}
+        if name != "topk_threshold":
+            given["sample_weight"] = torch.rand(n)
+        theirs = AGGREGATES[name](losses.cuda(), **{key: value.cuda() for key, value in given.items()})
+        torch.testing.assert_close(theirs.cpu(), AGGREGATES[name](losses, **given))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_never_waits_for_the_host() -> None:
+    losses, mask = torch.randn(1000, device="cuda", requires_grad=True), torch.rand(1000, device="cuda") > 0.5
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        average_top_k(losses, fraction=0.3, mask=mask).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# Others
+
+
+def test_deterministic_algorithms_are_no_obstacle() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        losses = torch.randn(100, requires_grad=True)
+        average_top_k(losses, k=3).backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_inference_mode_works() -> None:
+    with torch.inference_mode():
+        assert average_top_k(torch.tensor([1.0, 2.0, 3.0]), k=2) == 2.5
