@@ -1,0 +1,112 @@
+"""The command ``topkloss``: parses, calls, prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import topkloss
+from topkloss.training.errors import InputError
+from topkloss.training.records import RunRecord, TrainConfig
+
+__all__ = ["main"]
+
+DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments; default: those of the process.
+
+    Returns:
+        The exit code: 0, or 2 for bad input, or 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command == "train":
+            _train(TrainConfig(**{name: getattr(arguments, name) for name in DEFAULTS}))
+        else:
+            _report(arguments.runs, arguments.figure)
+    except KeyboardInterrupt:
+        print("topkloss: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    except (InputError, ModuleNotFoundError) as error:
+        if arguments.debug:
+            raise
+        print(f"topkloss: {_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train(config: TrainConfig) -> None:
+    from topkloss.training.fit import fit
+
+    record = fit(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"accuracy {100 * record.last.accuracy:.1f} % on {record.data['held_out']} held-out images")
+        print(f"results: {config.folder}")
+
+
+def _report(runs: Sequence[Path], figure: Path | None) -> None:
+    from topkloss.report.table import table
+
+    records = [RunRecord.read(run) for run in runs]
+    print(table(records))
+    if figure is not None:
+        from topkloss.report.figure import draw
+
+        draw(records, figure)
+        print(f"figure: {figure}")
+
+
+def _sentence(error: Exception) -> str:
+    """A missing package is answered with the extra that brings it."""
+    if not isinstance(error, ModuleNotFoundError):
+        return str(error)
+    extra = "report" if error.name == "matplotlib" else "train"
+    return f'this needs the package {error.name}; got an installation without it. pip install "topkloss[{extra}]"'
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="topkloss", description=topkloss.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"topkloss {topkloss.__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands.add_parser("train", parents=[common], help="train on a CSV of images", allow_abbrev=False))
+    report = commands.add_parser("report", parents=[common], help="compare finished runs", allow_abbrev=False)
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    report.add_argument("--figure", type=Path, help="draw them too: a path that ends in .png or .svg")
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    def option(name: str, kind: type, text: str, choices: Sequence[str] | None = None) -> None:
+        default = DEFAULTS[name.replace("-", "_")]
+        shown = "" if default is None else f" (default: {default})"
+        parser.add_argument(f"--{name}", type=kind, default=default, choices=choices, help=text + shown)
+
+    parser.add_argument("csv", nargs="?", help="columns image,label; default: 5000 embedded handwritten digits")
+    option("images", str, "folder that image paths start from (default: that of the CSV)")
+    option("loss", str, "mean of the hardest of each batch, or of all", ("top-k", "average"))
+    option("fraction", float, "share of each batch that is averaged, in (0, 1] (default: 0.7)")
+    option("model", str, "name of a timm model, trained from scratch")
+    option(
+        "image-size", int, "height and width that images are resized to (default: the model's own; 32 for the digits)"
+    )
+    option("epochs", int, "passes over the training images")
+    option("batch-size", int, "images of a step, per process")
+    option("lr", float, "learning rate of Adam")
+    option("seed", int, "decides split, initial weights and order")
+    option("workers", int, "processes that load images")
+    option("out", str, "folder of the run, new (default: one under runs/)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

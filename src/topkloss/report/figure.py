@@ -1,0 +1,63 @@
+"""Runs side by side, as a picture: recall of each class, and the held-out cross-entropy over the epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from topkloss.report.table import name
+from topkloss.training.errors import InputError
+from topkloss.training.records import RunRecord, replacing
+
+__all__ = ["draw"]
+
+# Okabe and Ito: told apart by the colour-blind; the markers tell them apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "os^Dvp"
+
+
+def draw(records: Sequence[RunRecord], path: Path) -> None:
+    """Writes the picture, as PNG or SVG.
+
+    Args:
+        records: One curve and one row of dots each.
+        path: Ends in ``.png`` or ``.svg``.
+
+    Raises:
+        InputError: If the path ends otherwise or cannot be written.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise InputError(f"`--figure` must end in .png or .svg; got {path}. Pass {path.with_suffix('.png')}.")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, record in enumerate(records):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        places = [place + 0.15 * (number - (len(records) - 1) / 2) for place in range(len(record.recall))]
+        recall = [100 * value for value in record.recall.values()]
+        left.plot(places, recall, linestyle="none", color=colour, marker=marker)
+        epochs, losses = zip(*((epoch.epoch, epoch.cross_entropy) for epoch in record.epochs), strict=True)
+        right.plot(epochs, losses, label=name(record), color=colour, marker=marker)
+    _name_classes(left, list(records[0].recall))
+    left.set(xlabel="class", ylabel="recall on held-out images, %")
+    right.set(xlabel="epoch", ylabel="held-out cross-entropy, nats", ylim=(0, None))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.grid(axis="y", color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+    try:
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=150, format=path.suffix[1:])
+    except OSError as error:
+        raise InputError(
+            f"`--figure` must be a path that can be written; got {path}: {error.strerror}. Pass another."
+        ) from error
+
+
+def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
+    crowded = sum(map(len, classes)) > 60
+    axes.set_xticks(range(len(classes)), classes, rotation=90 if crowded else 0)

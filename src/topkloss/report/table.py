@@ -1,0 +1,76 @@
+"""Runs side by side, as text, and what their difference is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from topkloss.training.records import RunRecord
+
+__all__ = ["chance", "name", "table"]
+
+
+def table(records: Sequence[RunRecord]) -> str:
+    """A column per run: accuracy, cross-entropy and the recall of each class on the held-out images, and the cost."""
+    classes = list(dict.fromkeys(label for record in records for label in record.recall))
+    rows = [
+        ("", [name(record) for record in records]),
+        ("accuracy, %", [_percent(record.last.accuracy) for record in records]),
+        ("mean recall, %", [_percent(_mean(record.recall)) for record in records]),
+        *((f"recall of {label}, %", [_percent(record.recall.get(label)) for record in records]) for label in classes),
+        ("cross-entropy, nats", [f"{record.last.cross_entropy:.4f}" for record in records]),
+        ("epochs", [str(len(record.epochs)) for record in records]),
+        ("seconds", [f"{record.seconds:.0f}" for record in records]),
+    ]
+    first = max(len(title) for title, _ in rows)
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(records))]
+    lines = [
+        f"{title:<{first}}  {'  '.join(f'{cell:>{width}}' for cell, width in zip(cells, widths, strict=True))}"
+        for title, cells in rows
+    ]
+    return "\n".join([*lines, "", _worth(records)])
+
+
+def name(record: RunRecord) -> str:
+    """What a reader calls the run: its loss, and its model."""
+    share = record.config.share
+    return "average" if share == 1 else f"top-k {share:g}"
+
+
+def chance(one: float, other: float, n: int) -> float:
+    r"""The difference between two accuracies on n images that chance alone exceeds once in twenty times.
+
+    .. math:: 1.96 \sqrt{(p (1 - p) + q (1 - q)) / n}
+
+    the 95 % quantile of the normal approximation for two independent proportions p and q.
+
+    Example:
+        >>> round(chance(0.97, 0.97, 500), 3)
+        0.021
+    """
+    return 1.96 * math.sqrt((one * (1 - one) + other * (1 - other)) / n)
+
+
+def _worth(records: Sequence[RunRecord]) -> str:
+    """What may be concluded."""
+    measured = records[0].data["held_out"]
+    if len({(record.data["digest"], record.config.seed) for record in records}) > 1:
+        return "These runs were not measured on the same images (another CSV or seed): their figures do not compare."
+    if len(records) == 1:
+        return f"Measured on {measured} held-out images, with one seed."
+    accuracies = [record.last.accuracy for record in records]
+    points = 100 * chance(min(accuracies), max(accuracies), measured)
+    difference = 100 * (max(accuracies) - min(accuracies))
+    verdict = "which chance alone explains" if difference <= points else "more than chance alone explains"
+    return (
+        f"Measured on {measured} held-out images, with one seed each: accuracies differ by {difference:.1f} points, "
+        f"{verdict} (up to {points:.1f} points)."
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _mean(recall: dict[str, float]) -> float:
+    return sum(recall.values()) / len(recall)

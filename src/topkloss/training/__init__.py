@@ -1,0 +1,1 @@
+"""The application: trains an image classifier on a CSV of images, on Lightning."""

@@ -1,0 +1,91 @@
+"""The task: classify images, the loss over the hardest share of each batch, measured on the held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
+
+from topkloss.criterion import AverageTopKCrossEntropyLoss
+from topkloss.training.records import EpochRecord
+
+__all__ = ["ImageClassifier"]
+
+
+class ImageClassifier(lightning.LightningModule):
+    """Cross-entropy under AT_k, by Adam. ``fraction=1`` is the plain mean.
+
+    Args:
+        model: From images (N, 3, H, W) to logits (N, C).
+        classes: Names of the classes.
+        fraction: Share of each batch that is averaged, the hardest.
+        lr: Learning rate.
+    """
+
+    def __init__(self, model: nn.Module, classes: Sequence[str], *, fraction: float, lr: float) -> None:
+        super().__init__()
+        self.model = model
+        self.classes = classes
+        self.criterion = AverageTopKCrossEntropyLoss(fraction=fraction)
+        self.lr = lr
+        self.train_loss = MeanMetric()
+        self.train_cross_entropy = MeanMetric()
+        # every process measures all held-out images, so there is nothing to bring together
+        self.cross_entropy = MeanMetric(sync_on_compute=False)
+        self.accuracy = MulticlassAccuracy(len(classes), average="micro", sync_on_compute=False)
+        self.recall = MulticlassRecall(len(classes), average="none", sync_on_compute=False)
+        self.epochs: list[EpochRecord] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        """The loss of a batch."""
+        images, labels = batch
+        logits = self.model(images)
+        loss: Tensor = self.criterion(logits, labels)
+        self.train_loss.update(loss.detach())
+        self.train_cross_entropy.update(F.cross_entropy(logits.detach(), labels))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the epoch before."""
+        for metric in (self.cross_entropy, self.accuracy, self.recall):
+            metric.reset()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        """Measures a batch of held-out images."""
+        images, labels = batch
+        logits = self.model(images)
+        self.cross_entropy.update(F.cross_entropy(logits, labels, reduction="none"))
+        self.accuracy.update(logits, labels)
+        self.recall.update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Records the epoch, whose last batch came just before the held-out images."""
+        self.epochs.append(
+            EpochRecord(
+                epoch=self.current_epoch + 1,
+                train_loss=_number(self.train_loss.compute()),
+                train_cross_entropy=_number(self.train_cross_entropy.compute()),
+                cross_entropy=_number(self.cross_entropy.compute()),
+                accuracy=_number(self.accuracy.compute()),
+            )
+        )
+        self.train_loss.reset()
+        self.train_cross_entropy.reset()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+    def recall_of_classes(self) -> dict[str, float]:
+        """Recall of each class in the last epoch, in [0, 1]."""
+        return dict(zip(self.classes, map(_number, self.recall.compute()), strict=True))
+
+
+def _number(value: Tensor) -> float:
+    """As many digits as float32 has."""
+    return round(value.item(), 7)
