@@ -22,8 +22,8 @@ Asked = dict[str, Any]
 
 # A function from losses to one number, with the keywords mask, sample_weight, nan_policy and what is asked; and the
 # same in Python floats, on flat lists.
-Aggregate = Callable[..., Tensor]
-Oracle = Callable[..., float]
+Aggregate = Callable[..., Any]
+Oracle = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,26 @@ class Subject:
     def value(self, batch: Batch, **change: Any) -> Tensor:
         """The value for a batch, with some of its fields changed."""
         b = replace(batch, **change)
-        return self.aggregate(b.losses, mask=b.mask, sample_weight=b.sample_weight, nan_policy=b.nan_policy, **b.asked)
+        value = self.aggregate(b.losses, mask=b.mask, sample_weight=b.sample_weight, nan_policy=b.nan_policy, **b.asked)
+        assert isinstance(value, Tensor)
+        return value
 
     def weights(self, batch: Batch, **change: Any) -> Tensor:
         """The gradient in the losses: the weights."""
         losses = change.pop("losses", batch.losses).detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.value(batch, losses=losses, **change), losses)
+        gradient: Tensor = torch.autograd.grad(self.value(batch, losses=losses, **change), losses)[0]
         return gradient
 
     def expected(self, batch: Batch) -> float:
         """The oracle's value."""
-        return self.oracle(
+        value = self.oracle(
             batch.losses.double().flatten().tolist(),
             mask=None if batch.mask is None else batch.mask.flatten().tolist(),
             sample_weight=None if batch.sample_weight is None else batch.sample_weight.flatten().tolist(),
             nan_policy=batch.nan_policy,
             **batch.asked,
         )
+        return float(value)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ class Batch:
     def k(self) -> float:
         """The mass asked for; above what there is, all."""
         total = float(self.mass.sum())
-        return min(self.asked["k"], total) if "k" in self.asked else self.asked["fraction"] * total
+        k: float = min(self.asked["k"], total) if "k" in self.asked else self.asked["fraction"] * total
+        return k
 
     def calm(self) -> Batch:
         """The same in float64 and finite, where a law does sums of its own."""
@@ -148,8 +152,12 @@ def batches(draw: st.DrawFn, positive: bool = False) -> Batch:
     order = torch.tensor(draw(st.permutations(range(n))), dtype=torch.long)
     batch = Batch(losses, mask, sample_weight, asked, other, order, draw(st.sampled_from([0.25, 3.0, 1e3])))
     if n > 0 and n % 2 == 0 and draw(st.booleans()):  # a matrix that is not contiguous
-        change: Asked = {name: getattr(batch, name) for name in ("losses", "mask", "sample_weight", "other")}
-        batch = replace(batch, **{name: t if t is None else t.reshape(2, -1).t() for name, t in change.items()})
+
+        def strided(tensor: Any) -> Any:
+            return None if tensor is None else tensor.reshape(2, -1).t()
+
+        change = {name: strided(getattr(batch, name)) for name in ("losses", "mask", "sample_weight", "other")}
+        batch = replace(batch, **change)
     return batch
 
 

@@ -69,8 +69,9 @@ def _sentence(error: Exception) -> str:
     """A missing package is answered with the extra that brings it."""
     if not isinstance(error, ModuleNotFoundError):
         return str(error)
-    extra = "report" if error.name == "matplotlib" else "train"
-    return f'this needs the package {error.name}; got an installation without it. pip install "topkloss[{extra}]"'
+    package = str(error.name).partition(".")[0]
+    extra = "report" if package == "matplotlib" else "train"
+    return f'this needs the package {package}; got an installation without it. pip install "topkloss[{extra}]"'
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,151 @@
+"""The command, as a process: output, exit codes, interruption, several processes, missing packages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import topkloss
+from tests.pictures import write_pictures
+from topkloss.cli import main
+from topkloss.training.records import RunRecord
+
+SMALL = ("--model", "test_resnet", "--image-size", "32", "--batch-size", "9", "--epochs", "1")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return write_pictures(tmp_path / "data")
+
+
+def run(
+    *arguments: object, cwd: Path, launcher: Sequence[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(launcher or ["-m"]), "topkloss.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_train_then_report(table: Path, tmp_path: Path) -> None:
+    mined = run("train", table, *SMALL, cwd=tmp_path)
+    assert (mined.returncode, mined.stderr) == (0, "")
+    lines = mined.stdout.splitlines()
+    assert lines[0].startswith("epoch 1/1  loss ")
+    assert lines[1].endswith("% on 3 held-out images")
+    assert lines[2] == "results: runs/pictures-top-k-0.7-seed0"
+    average = run("train", table, *SMALL, "--loss", "average", "--out", "mean", cwd=tmp_path)
+    assert (average.returncode, average.stderr) == (0, "")
+    report = run("report", "mean", "runs/pictures-top-k-0.7-seed0", "--figure", "both.png", cwd=tmp_path)
+    assert (report.returncode, report.stderr) == (0, "")
+    assert report.stdout.split("\n")[0].split() == ["average", "top-k", "0.7"]
+    assert report.stdout.endswith("figure: both.png\n")
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(table: Path, tmp_path: Path) -> None:
+    table.write_text(table.read_text().replace("2-3.png", "gone.png"))
+    result = run("train", table, *SMALL, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    gone = table.parent.resolve() / "gone.png"
+    sentence = f"topkloss: {table}, line 5: there is no image {gone}. Correct the line or pass `--images`.\n"
+    assert result.stderr == sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = run("train", "gone.csv", "--debug", cwd=tmp_path)
+    assert result.returncode != 0
+    assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT])
+def test_interruption_leaves_nothing(table: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    command = [sys.executable, "-m", "topkloss.cli", "train", str(table), *SMALL[:-1], "100000", "--out", "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("epoch 1/")
+        process.send_signal(sent)
+        error = process.stderr.read()
+    assert process.returncode == 130
+    assert error == "topkloss: interrupted; nothing was written.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+
+
+def test_torchrun_refuses_top_k(table: Path, tmp_path: Path) -> None:
+    result = run("train", table, *SMALL, cwd=tmp_path, launcher=TORCHRUN)
+    assert result.returncode != 0
+    assert "`--loss top-k` must run in one process" in result.stderr
+    assert "exitcode  : 2" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_torchrun_trains_the_average_and_writes_once(table: Path, tmp_path: Path) -> None:
+    result = run("train", table, *SMALL, "--loss", "average", "--out", "run", cwd=tmp_path, launcher=TORCHRUN)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("epoch 1/1") == 1
+    assert result.stdout.count("results: run") == 1
+    record = RunRecord.read(tmp_path / "run")
+    assert record.data["held_out"] == sum(record.support.values()) == 3
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [("lightning", ["train"], "train"), ("timm", ["train"], "train"), ("matplotlib", ["report"], "report")],
+)
+def test_a_missing_package_names_the_extra(
+    table: Path, tmp_path: Path, package: str, arguments: list[str], extra: str
+) -> None:
+    if arguments == ["report"]:
+        run("train", table, *SMALL, "--out", "run", cwd=tmp_path)
+        arguments = ["report", "run", "--figure", "x.png"]
+    blocked = (
+        f"import sys; sys.modules[{package!r}] = None; from topkloss.cli import main; sys.exit(main({arguments!r}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", blocked], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 2
+    assert f'pip install "topkloss[{extra}]"' in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_version_and_help_load_no_trainer(tmp_path: Path) -> None:
+    script = (
+        "import sys; from topkloss.cli import main\n"
+        "try: main(['--version'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'lightning', 'timm', 'torchvision', 'PIL', 'matplotlib', 'torchmetrics'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout == f"topkloss {topkloss.__version__}\n[]\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train", "--frac", "0.5"], ["train", "--epochs", "many"]])
+def test_misspelt_commands_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: topkloss" in capsys.readouterr().err
+
+
+def test_every_option_is_a_field_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for option in ("--images", "--loss", "--fraction", "--model", "--image-size", "--epochs", "--batch-size", "--lr"):
+        assert option in text
+    assert "resnet10t" in text

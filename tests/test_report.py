@@ -1,0 +1,127 @@
+"""Reports: what a table says, what it refuses to say, and the picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from topkloss.report.figure import draw
+from topkloss.report.table import chance, table
+from topkloss.training.errors import InputError
+from topkloss.training.records import EpochRecord, RunRecord, TrainConfig
+
+AVERAGE = RunRecord(
+    config=TrainConfig(loss="average"),
+    versions={"torch": "2.14.1"},
+    data={"digest": "abc", "train": 900, "held_out": 100},
+    epochs=(EpochRecord(1, 0.5, 0.5, 0.4, 0.8), EpochRecord(2, 0.3, 0.3, 0.25, 0.9)),
+    recall={"cat": 0.95, "dog": 0.75},
+    support={"cat": 75, "dog": 25},
+    seconds=12.34,
+)
+MINED = replace(
+    AVERAGE,
+    config=TrainConfig(fraction=0.5),
+    epochs=(EpochRecord(1, 0.9, 0.5, 0.4, 0.85), EpochRecord(2, 0.6, 0.3, 0.31, 0.93)),
+    recall={"cat": 0.93, "dog": 0.93},
+)
+
+TABLE = """\
+                     average  top-k 0.5
+accuracy, %             90.0       93.0
+mean recall, %          85.0       93.0
+recall of cat, %        95.0       93.0
+recall of dog, %        75.0       93.0
+cross-entropy, nats   0.2500     0.3100
+epochs                     2          2
+seconds                   12         12
+
+Measured on 100 held-out images, with one seed each: accuracies differ by 3.0 points, which chance alone explains \
+(up to 7.7 points)."""
+
+
+def test_the_table_says_what_the_difference_is_worth() -> None:
+    assert table([AVERAGE, MINED]) == TABLE
+
+
+def test_a_large_difference_is_called_so() -> None:
+    weak = replace(MINED, epochs=(EpochRecord(1, 0.9, 0.5, 0.4, 0.6),))
+    assert table([AVERAGE, weak]).endswith(
+        "differ by 30.0 points, more than chance alone explains (up to 11.3 points)."
+    )
+
+
+def test_one_run_is_not_compared() -> None:
+    assert table([AVERAGE]).endswith("Measured on 100 held-out images, with one seed.")
+
+
+@pytest.mark.parametrize(
+    "other", [replace(MINED, config=replace(MINED.config, seed=1)), replace(MINED, data={**MINED.data, "digest": "x"})]
+)
+def test_runs_on_other_images_are_not_compared(other: RunRecord) -> None:
+    text = table([AVERAGE, other])
+    assert text.endswith("(another CSV or seed): their figures do not compare.")
+    assert "chance" not in text
+
+
+def test_a_class_that_one_run_does_not_have_is_a_dash() -> None:
+    assert "recall of bird, %          -       50.0" in table(
+        [AVERAGE, replace(MINED, recall={"cat": 0.9, "bird": 0.5})]
+    )
+
+
+def test_chance_is_that_of_two_proportions() -> None:
+    assert chance(0.5, 0.5, 100) == pytest.approx(1.96 * 0.0707, rel=1e-3)
+    assert chance(1.0, 1.0, 100) == 0
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    MINED.write(tmp_path)
+    assert RunRecord.read(tmp_path) == MINED
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.csv", "metrics.json"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "metrics.json"])
+@pytest.mark.parametrize("content", [None, "", "{}", "[]"])
+def test_a_folder_that_is_no_run_is_said(tmp_path: Path, name: str, content: str | None) -> None:
+    MINED.write(tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    if name == "metrics.csv" and content is not None:
+        content = None
+        (tmp_path / name).write_text("epoch,loss\n1,x\n")
+    with pytest.raises(InputError, match=r"must be the folder of a finished run.*`topkloss train` makes one\.$"):
+        RunRecord.read(tmp_path)
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
+def test_the_figure_is_written_whole(tmp_path: Path, suffix: str, start: bytes) -> None:
+    path = tmp_path / f"runs{suffix}"
+    draw([AVERAGE, MINED], path)
+    assert path.read_bytes().startswith(start)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_figure_names_runs_and_classes(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw([AVERAGE, MINED], tmp_path / "runs.svg")
+    text = (tmp_path / "runs.svg").read_text()
+    assert all(f">{word}<" in text for word in ("average", "top-k 0.5", "cat", "dog"))
+
+
+def test_another_kind_of_figure_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^`--figure` must end in \.png or \.svg; got .*runs\.jpg\. Pass .*runs\.png\.$"
+    ):
+        draw([AVERAGE], tmp_path / "runs.jpg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a path that can be written"):
+        draw([AVERAGE], tmp_path / "nowhere" / "runs.png")

@@ -1,0 +1,209 @@
+"""A run: its files, its numbers, its repetition, and what is left of it when it fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.pictures import LABELS, write_pictures
+from topkloss.training.errors import InputError
+from topkloss.training.fit import fit
+from topkloss.training.records import RunRecord, TrainConfig
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    """A run of seconds."""
+    (tmp_path / "data").mkdir()
+    table = write_pictures(tmp_path / "data")
+    return TrainConfig(
+        csv=str(table), model="test_resnet", image_size=32, epochs=2, batch_size=9, lr=3e-3, out=str(tmp_path / "run")
+    )
+
+
+def beside(config: TrainConfig) -> set[str]:
+    """What lies in the folder of the runs."""
+    return {path.name for path in config.folder.parent.iterdir()}
+
+
+def test_a_run_is_a_folder_of_four_files(config: TrainConfig) -> None:
+    record = fit(config)
+    assert {path.name for path in config.folder.iterdir()} == {
+        "config.json",
+        "last.ckpt",
+        "metrics.csv",
+        "metrics.json",
+    }
+    assert beside(config) == {"data", "run"}
+    assert RunRecord.read(config.folder) == record
+    assert record.config == replace(config, fraction=0.7)
+    assert set(record.recall) == set(record.support) == set(LABELS)
+    assert sum(record.support.values()) == record.data["held_out"] == 3
+    assert record.data["train"] == 27
+    assert 0 <= record.last.accuracy <= 1
+    figures = json.loads((config.folder / "metrics.json").read_text())
+    with (config.folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[-1]["accuracy"]) == figures["accuracy"]
+
+
+def test_it_learns(config: TrainConfig) -> None:
+    record = fit(replace(config, epochs=8))
+    assert record.last.train_loss < 0.5 * record.epochs[0].train_loss
+    assert all(epoch.train_loss > epoch.train_cross_entropy for epoch in record.epochs)
+
+
+def test_the_checkpoint_is_numbers_only(config: TrainConfig) -> None:
+    fit(config)
+    checkpoint = torch.load(config.folder / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert any(name.startswith("model.") for name in checkpoint["state_dict"])
+    assert checkpoint["optimizer_states"]
+
+
+def numbers(config: TrainConfig) -> bytes:
+    return (config.folder / "metrics.csv").read_bytes()
+
+
+def test_the_same_config_gives_the_same_numbers(config: TrainConfig, tmp_path: Path) -> None:
+    again, other = replace(config, out=str(tmp_path / "again")), replace(config, out=str(tmp_path / "other"), seed=1)
+    for each in (config, again, other):
+        fit(each)
+    assert numbers(config) == numbers(again) != numbers(other)
+
+
+def test_average_is_fraction_one_bit_for_bit(config: TrainConfig, tmp_path: Path) -> None:
+    average = replace(config, loss="average")
+    whole = replace(config, fraction=1.0, out=str(tmp_path / "whole"))
+    records = [fit(average), fit(whole)]
+    assert numbers(average) == numbers(whole)
+    assert records[0].recall == records[1].recall
+    weights = [torch.load(each.folder / "last.ckpt", weights_only=True)["state_dict"] for each in (average, whole)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert all(epoch.train_loss == pytest.approx(epoch.train_cross_entropy, rel=1e-5) for epoch in records[0].epochs)
+
+
+def test_images_may_be_loaded_by_other_processes(config: TrainConfig, tmp_path: Path) -> None:
+    beside_ = replace(config, workers=2, out=str(tmp_path / "workers"))
+    fit(config)
+    fit(beside_)
+    assert numbers(config) == numbers(beside_)
+
+
+def test_a_last_batch_of_one_image_is_no_obstacle(config: TrainConfig) -> None:
+    """27 images in batches of 13 leave one, whose variance would be 0."""
+    assert fit(replace(config, batch_size=13)).last.epoch == 2
+
+
+def test_the_size_is_the_models_own(config: TrainConfig) -> None:
+    assert fit(replace(config, image_size=None, epochs=1)).config.image_size == 160
+
+
+# Refused or failed: one sentence, nothing left
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"fraction": 70.0},
+            "`--fraction` must satisfy 0 < fraction <= 1; got 70. "
+            "For the 70 % hardest of each batch pass --fraction 0.7.",
+        ),
+        (
+            {"fraction": 0.0},
+            "`--fraction` must satisfy 0 < fraction <= 1; got 0. "
+            "For the 70 % hardest of each batch pass --fraction 0.7.",
+        ),
+        (
+            {"loss": "average", "fraction": 0.5},
+            "`--fraction` must be 1 with --loss average, which averages all; got 0.5. "
+            "Leave it out, or pass --loss top-k.",
+        ),
+        ({"epochs": 0}, "`--epochs` must be 1 or more; got 0. Leave it out for the default."),
+        ({"batch_size": 0}, "`--batch-size` must be 1 or more; got 0. Leave it out for the default."),
+        ({"image_size": 0}, "`--image-size` must be 1 or more; got 0. Leave it out for the default."),
+        ({"seed": -1}, "`--seed` must be 0 or more; got -1. Leave it out for the default."),
+        ({"workers": -1}, "`--workers` must be 0 or more; got -1. Leave it out for the default."),
+        ({"lr": 0.0}, "`--lr` must satisfy 0 < lr < inf; got 0. Leave it out for the default."),
+        ({"lr": float("nan")}, "`--lr` must satisfy 0 < lr < inf; got nan. Leave it out for the default."),
+        (
+            {"model": "res2net50"},
+            "`--model` must be the name of a timm model; got res2net50. Did you mean res2next50, res2net50d, resnet50?",
+        ),
+        (
+            {"model": "hf-hub:someone/something"},
+            "`--model` must be the name of a timm model; got hf-hub:someone/something. timm.list_models() lists them.",
+        ),
+        (
+            {"model": "vit_tiny_patch16_224", "image_size": 32},
+            "`--image-size` must be one that vit_tiny_patch16_224 takes; got 32: Input height (32) doesn't match model "
+            "(224). Pass --image-size 224.",
+        ),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_said_at_once(config: TrainConfig, change: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        fit(replace(config, **change))  # type: ignore[arg-type]
+    assert str(caught.value) == sentence
+    assert beside(config) == {"data"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_met_in_training_leaves_nothing(config: TrainConfig, workers: int) -> None:
+    assert config.csv is not None
+    broken = Path(config.csv).parent / "2-5.png"
+    broken.write_bytes(broken.read_bytes()[:-60])
+    with pytest.raises(InputError) as caught:
+        fit(replace(config, workers=workers))
+    assert str(caught.value).startswith(f"{config.csv}, line 7: cannot read the image {broken}: ")
+    assert str(caught.value).endswith("truncated. Replace it or remove the line.")
+    assert beside(config) == {"data"}
+
+
+def test_another_run_is_never_overwritten(config: TrainConfig) -> None:
+    config.folder.mkdir()
+    (config.folder / "precious").touch()
+    with pytest.raises(InputError, match=r"^`--out` must be a new or empty folder; got .*, which exists\."):
+        fit(config)
+    assert [path.name for path in config.folder.iterdir()] == ["precious"]
+
+
+def test_an_empty_folder_may_be_filled(config: TrainConfig) -> None:
+    config.folder.mkdir()
+    fit(replace(config, epochs=1))
+    assert (config.folder / "last.ckpt").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_said(config: TrainConfig) -> None:
+    with pytest.raises(InputError, match=r"^`--out` must be a folder that can be made; got .*: Not a directory\."):
+        fit(replace(config, out=f"{config.csv}/run"))
+
+
+def test_top_k_in_several_processes_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError) as caught:
+        fit(config)
+    assert str(caught.value) == (
+        "`--loss top-k` must run in one process: each would rank its own share of the batch; got 2 processes. "
+        "Start it without torchrun, or pass --loss average."
+    )
+
+
+def test_the_default_folder_says_what_was_asked() -> None:
+    assert TrainConfig().folder == Path("runs/digits-top-k-0.7-seed0")
+    assert TrainConfig(loss="average", csv="some/birds.csv", seed=3).folder == Path("runs/birds-average-seed3")
+
+
+@pytest.mark.slow
+def test_res2net50d_trains(config: TrainConfig) -> None:
+    record = fit(replace(config, model="res2net50d", epochs=1))
+    assert record.config.model == "res2net50d"
+    assert record.last.train_loss > 0
