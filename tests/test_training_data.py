@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.pictures import LABELS, write_pictures
 from topkloss.training import digits
-from topkloss.training.data import ImageTable, Images, preparation, read_table, split
+from topkloss.training.data import Images, ImageTable, preparation, read_table, split
 from topkloss.training.errors import InputError
 
 

@@ -1,0 +1,83 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`. Each prints the plain commands that
+# it runs, so each line also works by hand. Everything lands in .venv, .venv-oldest and demo/; `make clean` removes it.
+#
+# Needs make, a POSIX shell and Python 3.11 or newer: another one with `make demo PYTHON=python3.12`.
+# Does nothing twice: a stamp in .venv remembers the installation until pyproject.toml or constraints.txt changes.
+# For a small CPU-only torch, install that one into .venv before the first `make` (CONTRIBUTING.md says how).
+
+PYTHON = python3
+BIN = .venv/bin
+OLDEST = .venv-oldest
+SETTINGS = pyproject.toml constraints.txt
+
+# What the oldest torch is tested with: the core, which needs torch alone.
+CORE_TESTS = tests/test_laws.py tests/test_mutants.py
+
+# One thread each: two on shared cores are many times slower. Nothing in the tests is downloaded.
+TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: help demo test test-all test-oldest check bench package clean
+
+help:
+	@echo 'make demo         install, train with the average loss and with the average top-k, compare (minutes)'
+	@echo 'make test         install, then what CI runs: lint, types, tests (under 10 minutes)'
+	@echo 'make test-all     that, and the slow tests, the package, the oldest torch (under 60 minutes)'
+	@echo 'make test-oldest  the tests of the core with the oldest torch that is supported'
+	@echo 'make bench        the benchmarks and the table of peers'
+	@echo 'make clean        remove what these made'
+
+# An installation is a stamp: made last, so an interrupted one is done again.
+.venv/installed-all: $(SETTINGS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt --editable '.[all]'
+	touch $@
+
+.venv/installed-dev: $(SETTINGS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt --editable '.[all,dev]'
+	touch $@ .venv/installed-all
+
+.venv/installed-bench: .venv/installed-dev
+	$(BIN)/pip install --constraint constraints.txt --editable '.[all,bench,dev]'
+	touch $@
+
+$(OLDEST)/installed: $(SETTINGS)
+	$(PYTHON) -m venv $(OLDEST)
+	grep -v '^torch' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --constraint $(OLDEST)/constraints.txt torch==2.11.0 hypothesis numpy pytest scipy
+	touch $@
+
+# The main job on real data: 5000 handwritten digits that come with an extra. It trains anew each time: the numbers are
+# those of the code as it stands.
+demo: .venv/installed-all
+	rm -rf demo
+	$(BIN)/topkloss train --loss average --out demo/average
+	$(BIN)/topkloss train --loss top-k --fraction 0.7 --out demo/top-70
+	$(BIN)/topkloss report demo/average demo/top-70 --figure demo/report.png
+	@echo 'results: demo/average, demo/top-70 (metrics.csv, metrics.json, config.json, last.ckpt) and demo/report.png'
+
+test: .venv/installed-dev check
+	$(TEST_ENV) $(BIN)/pytest -m 'not slow and not gpu'
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Every test, with more random batches for each law; what needs a GPU is skipped, and listed, where there is none.
+test-all: .venv/installed-dev check
+	$(TEST_ENV) TOPKLOSS_HYPOTHESIS=thorough $(BIN)/pytest
+	$(MAKE) package test-oldest
+
+test-oldest: $(OLDEST)/installed
+	$(TEST_ENV) PYTHONPATH=src $(OLDEST)/bin/python -m pytest $(CORE_TESTS)
+
+package: .venv/installed-dev
+	$(BIN)/python scripts/check_package.py
+
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks.peers --readme README.md
+	$(BIN)/python -m benchmarks.average_top_k
+
+clean:
+	rm -rf .venv $(OLDEST) demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
