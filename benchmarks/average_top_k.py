@@ -2,14 +2,15 @@
 
     python -m benchmarks.average_top_k
 
-Each answer is checked before it is timed. All providers take turns in one process, so that what disturbs one disturbs all; what
-counts is the ratio of each turn to the baseline's. Rows are added to `ledger.csv`.
+Each answer is checked before it is timed. All providers take turns in one process, so that what disturbs one
+disturbs all; what counts is the ratio of each turn to the baseline's. Rows are added to `ledger.csv`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import platform
 import statistics
 import subprocess
 import time
@@ -32,7 +33,10 @@ LEDGER = Path(__file__).with_name("ledger.csv")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the ledger. Times in ms; ratios to the baseline of the same turn; memory in MiB above the input."""
+    """A line of the ledger.
+
+    Times in ms, ratios to the baseline of the same turn (median, first and last decile), memory in MiB above the input.
+    """
 
     kernel: str
     provider: str
@@ -108,22 +112,32 @@ def _seconds(case: Case) -> float:
 def _row(case: Case, times: dict[str, list[float]]) -> Row:
     own = times[case.provider]
     ratios = [mine / base for mine, base in zip(own, times[BASELINE], strict=True)]
-    low, *_, high = statistics.quantiles(own, n=10)
-    ratio_low, *_, ratio_high = statistics.quantiles(ratios, n=10)
-    figures = (1e3 * statistics.median(own), 1e3 * low, 1e3 * high, statistics.median(ratios), ratio_low, ratio_high)
+    figures = [1e3 * figure for figure in _spread(own)] + _spread(ratios)
+    median, low, high, ratio, ratio_low, ratio_high = (round(figure, 3) for figure in figures)
     return Row(
-        "average_top_k",
-        case.provider,
-        "forward + backward",
-        case.losses.numel(),
-        case.fraction,
-        *(round(figure, 3) for figure in figures),
-        round(_peak(case), 1),
-        "cpu",
-        torch.__version__,
-        torch.get_num_threads(),
-        _commit(),
+        kernel="average_top_k",
+        provider=case.provider,
+        mode="forward + backward",
+        size=case.losses.numel(),
+        fraction=case.fraction,
+        median=median,
+        low=low,
+        high=high,
+        ratio=ratio,
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
+        peak=round(_peak(case), 1),
+        device=platform.machine(),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        commit=_commit(),
     )
+
+
+def _spread(values: list[float]) -> list[float]:
+    """Median, first and last decile."""
+    low, *_, high = statistics.quantiles(values, n=10)
+    return [statistics.median(values), low, high]
 
 
 class Memory(TorchDispatchMode):
@@ -160,7 +174,7 @@ def _peak(case: Case) -> float:
     with Memory() as memory:
         memory.known.add(leaf.untyped_storage().data_ptr())
         case.value(leaf).backward()
-    return memory.most / 2**20
+    return float(memory.most) / 2**20
 
 
 def _commit() -> str:

@@ -3,8 +3,8 @@
     python -m scripts.mutation
 
 It works on copies, one per module, with cosmic-ray. Every change that no test notices must be explained in
-`mutation_survivors.csv`; one that is not, or an explanation of one that is noticed now, is an error (exit code 1). Changes to
-type annotations are left out: they are never executed. It takes about half an hour on two cores.
+`mutation_survivors.csv`; one that is not, or an explanation of one that is noticed now, is an error (exit code 1).
+Changes to type annotations are left out: they are never executed. It takes about half an hour on two cores.
 """
 
 from __future__ import annotations

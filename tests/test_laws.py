@@ -9,11 +9,13 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import topkloss
 from tests.laws import LAWS, Batch, Law, Subject, batches
 from tests.subjects import OMISSIONS, SUBJECTS
 from topkloss import kth_largest, selection
+from topkloss.kth_largest import KthLargest
 
 WAYS = ["pivots", "bisection", "sorting"]
 
@@ -22,18 +24,18 @@ WAYS = ["pivots", "bisection", "sorting"]
 def way(name: str) -> Iterator[None]:
     """Inside, every threshold is found in the way named."""
 
-    def by_bisection(scores, mask, mass, wanted):  # type: ignore[no-untyped-def]
-        return kth_largest._by_bisection(scores, mass, wanted * (1 - kth_largest.SLACK))
+    def by(find):  # type: ignore[no-untyped-def]
+        def kth(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLargest:
+            scores, mass = scores.reshape(-1), None if mass is None else mass.reshape(-1)
+            return kth_largest._around(find(scores, mass, wanted * (1 - kth_largest.SLACK)), scores, mass)
 
-    def by_sorting(scores, mask, mass, wanted):  # type: ignore[no-untyped-def]
-        need = wanted * (1 - kth_largest.SLACK)
-        return kth_largest._by_sorting(scores.reshape(-1), None if mass is None else mass.reshape(-1), need)
+        return kth
 
     if name == "pivots":  # on as few elements as there are here
         with mock.patch.object(kth_largest, "SMALL", 2):
             yield
     else:
-        with mock.patch.object(selection, "kth_largest", by_bisection if name == "bisection" else by_sorting):
+        with mock.patch.object(selection, "kth_largest", by(getattr(kth_largest, f"_by_{name}"))):
             yield
 
 

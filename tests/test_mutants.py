@@ -16,6 +16,7 @@ from tests.laws import LAWS, Batch, batches
 from tests.subjects import SUBJECTS
 from tests.test_criterion import value_is_the_smoothed_loss_of_the_hardest_by_plain_loss
 from topkloss import aggregate, criterion, selection
+from topkloss.kth_largest import KthLargest, _around
 from topkloss.losses import cross_entropy as right_loss
 from topkloss.selection import Counted, Cut
 from topkloss.selection import weighted_sum as right_sum
@@ -60,17 +61,17 @@ def unbounded(total: Tensor, count: float | None, fraction: float | None) -> Ten
     return total * (fraction or 0.0) if count is None else torch.tensor(count, dtype=torch.float64)
 
 
-def in_index_order(counted: Counted, end: Cut, start: Cut | None = None) -> Tensor:
+def in_index_order(counted: Counted, *, k: float | None, fraction: float | None) -> tuple[Tensor, Tensor]:
     """Whoever comes first among equals is taken whole."""
-    above, tied = counted.scores > end.score, counted.scores == end.score
-    tied = tied if counted.mask is None else tied & counted.mask
-    wanted = counted.mass_of(above) + end.part * counted.mass_of(tied)
-    mass = torch.ones_like(tied, dtype=torch.float64) if counted.mass is None else counted.mass
-    mass = (mass * (above | tied)).flatten()
+    wanted = right_capacity(counted.total, k, fraction)
+    end = right_cut(counted, wanted)
+    mass = torch.ones_like(counted.scores, dtype=torch.float64) if counted.mass is None else counted.mass
+    mass = (mass if counted.mask is None else mass * counted.mask).flatten()
     order = counted.scores.flatten().argsort(descending=True, stable=True)
     after = mass[order].cumsum(0)
     taken = ((wanted - (after - mass[order])) / mass[order].clamp(min=1e-9)).clamp(0, 1) * (mass[order] > 0)
-    return torch.empty_like(taken).scatter(0, order, taken).reshape(tied.shape).to(counted.scores.dtype)
+    shares = torch.empty_like(taken).scatter(0, order, taken).reshape(counted.scores.shape)
+    return right_spread(counted, shares.to(counted.scores.dtype), wanted, end.score), end.score
 
 
 def minus_zero_below_zero(losses: Tensor, **given: Any) -> Counted:
@@ -80,8 +81,8 @@ def minus_zero_below_zero(losses: Tensor, **given: Any) -> Counted:
     return counted._replace(scores=counted.scores.masked_fill(minus, -1e-30))
 
 
-def all_ties_whole(counted: Counted, end: Cut, start: Cut | None = None) -> Tensor:
-    return (counted.scores >= end.score).to(counted.scores.dtype)
+def all_ties_whole(scores: Tensor, end: Cut, start: Cut | None = None) -> Tensor:
+    return (scores >= end.score).to(scores.dtype)
 
 
 def whole_numbers_of_elements(counted: Counted, wanted: Tensor) -> Cut:
@@ -89,11 +90,12 @@ def whole_numbers_of_elements(counted: Counted, wanted: Tensor) -> Cut:
     return right_cut(counted._replace(mass=None), wanted)
 
 
-def by_interpolated_quantile(counted: Counted, wanted: Tensor) -> Tensor:
-    scores = counted.scores.flatten() if counted.mask is None else counted.scores[counted.mask]
-    if scores.numel() == 0 or not scores.isfinite().all():
-        return torch.tensor(-torch.inf, dtype=scores.dtype)
-    return torch.quantile(scores, 1 - float(wanted) / max(float(counted.total), 1e-9))
+def by_interpolated_quantile(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLargest:
+    finite = scores[scores.isfinite()]
+    score = torch.tensor(-torch.inf, dtype=scores.dtype)
+    if finite.numel() > 0:
+        score = torch.quantile(finite, (1 - wanted / finite.numel()).clamp(0, 1).to(scores.dtype))
+    return _around(score, scores, mass)
 
 
 def detached(weights: Tensor, losses: Tensor) -> Tensor:
@@ -134,9 +136,9 @@ def written_to(losses: Tensor, *, mask: Tensor | None = None, **given: Any) -> C
     return right_count(losses, mask=mask, **given)
 
 
-def scaled_down(counted: Counted, chosen: Tensor, selected_mass: Tensor) -> Tensor:
+def scaled_down(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest: Tensor) -> Tensor:
     """An OHEM that divides by the number of all pixels."""
-    return right_spread(counted, chosen, counted.total)
+    return right_spread(counted, chosen, counted.total, lowest)
 
 
 VALUE, MASS = "value_is_the_oracles", "scaling_the_mass_changes_nothing_under_fraction"
@@ -147,11 +149,11 @@ MUTANTS = [
     Mutant("k rounded", selection, "capacity", rounded, VALUE),
     Mutant("k in float32", selection, "capacity", single, VALUE),
     Mutant("k not bounded by what there is", selection, "capacity", unbounded, "everything_is_the_mean"),
-    Mutant("ties in index order", selection, "share", in_index_order, "order_never_matters"),
+    Mutant("ties in index order", aggregate, "ranked_weights", in_index_order, "order_never_matters"),
     Mutant("-0.0 below 0.0", aggregate, "count", minus_zero_below_zero, "ties_share_in_proportion_to_their_mass"),
     Mutant("all ties whole", selection, "share", all_ties_whole, VALUE),
     Mutant("k counts elements, not mass", selection, "cut", whole_numbers_of_elements, "integer_mass_is_repetition"),
-    Mutant("interpolated quantile", selection, "threshold", by_interpolated_quantile, VALUE),
+    Mutant("interpolated quantile", selection, "kth_largest", by_interpolated_quantile, VALUE),
     Mutant("detached zero", aggregate, "weighted_sum", detached, NOBODY),
     Mutant("weights in float16", aggregate, "weighted_sum", in_half, "computes_in_float32_at_least"),
     Mutant("0 x inf", aggregate, "weighted_sum", zero_times_infinity, "unselected_infinity_costs_nothing"),

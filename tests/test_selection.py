@@ -51,7 +51,10 @@ def test_all_ways_find_the_kth_largest(kind: str, n: int, dtype: torch.dtype) ->
         wanted = max(fraction * n, 0.5)
         expected = ordered[max(math.ceil(wanted * (1 - SLACK)), 1) - 1]
         need = torch.tensor(wanted * (1 - SLACK), dtype=torch.float64)
-        assert _by_pivots(scores, None, float(need)) == expected
+        found = _by_pivots(scores, None, float(need))
+        assert found.score == expected
+        assert found.above == (scores > expected).sum()
+        assert found.tied == (scores == expected).sum()
         assert _by_sorting(scores, None, need) == expected
         if n <= 100_003:
             assert _by_bisection(scores, None, need) == expected
@@ -66,11 +69,13 @@ def test_all_ways_agree_on_the_kth_largest_by_mass(kind: str, n: int) -> None:
     mass[0] = n / 50  # one heavy element
     for fraction in (1e-6, 0.01, 0.5, 0.99, 1.0):
         need = mass.sum() * fraction * (1 - SLACK)
-        found = _by_pivots(scores, mass, float(need))
+        found, above, tied = _by_pivots(scores, mass, float(need))
         assert found == _by_sorting(scores, mass, need) == _by_bisection(scores, mass, need)
         slack = 1e-9 * float(mass.sum())
         assert mass[scores >= found].sum() >= need - slack
         assert mass[scores > found].sum() <= need + slack
+        assert above.item() == pytest.approx(float(mass[scores > found].sum()), abs=slack)
+        assert tied.item() == pytest.approx(float(mass[scores == found].sum()), abs=slack)
 
 
 def test_pivots_narrow_down_rather_than_sort() -> None:

@@ -6,10 +6,11 @@ gradient with respect to the losses is the weights themselves: a subgradient at 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from topkloss.arguments import NanPolicy, check_drop, check_k
-from topkloss.selection import count, ranked_weights, spread, weighted_sum
+from topkloss.selection import Cut, count, ranked_weights, share, spread, weighted_sum
 
 __all__ = ["average", "average_ranked_range", "average_top_k", "maximum"]
 
@@ -47,8 +48,8 @@ def average(
     Reference: the average aggregate of Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017.
     """
     counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
-    everything = counted.scores.new_ones(()).expand(counted.scores.shape)
-    return weighted_sum(spread(counted, everything, counted.total), losses)
+    everything = torch.ones_like(counted.scores)
+    return weighted_sum(spread(counted, everything, counted.total, everything.new_full((), -torch.inf)), losses)
 
 
 def maximum(
@@ -87,10 +88,11 @@ def maximum(
     counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
     if losses.numel() == 0:
         return losses.to(counted.dtype).sum()
-    largest = counted.scores == counted.scores.amax()
-    if counted.mask is not None:
-        largest = largest & counted.mask
-    return weighted_sum(spread(counted, largest, counted.mass_of(largest)), losses)
+    largest = counted.scores.amax()
+    chosen = share(counted.scores, Cut(largest, torch.ones_like(counted.total)))
+    tied = chosen.sum(dtype=torch.float64) if counted.mass is None else (counted.mass * chosen).sum()
+    tied = torch.where(largest == -torch.inf, counted.total, tied)
+    return weighted_sum(spread(counted, chosen, tied, largest), losses)
 
 
 def average_top_k(

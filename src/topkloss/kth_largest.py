@@ -14,6 +14,8 @@ Where neither may be done (torch.compile and torch.func on the CPU, vmap anywher
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,66 +27,88 @@ SLACK = 1e-12
 SMALL = 20_000
 
 
+class KthLargest(NamedTuple):
+    """A score, with the mass of what is larger and of what equals it: all 0-dim, the masses float64."""
+
+    score: Tensor
+    above: Tensor
+    tied: Tensor
+
+
 def values_are_readable(tensor: Tensor) -> bool:
     """Whether Python may look at values here without waiting for a device or breaking a trace."""
-    return tensor.device.type == "cpu" and _is_plain(tensor) and not torch.compiler.is_compiling()
+    return (
+        tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.compiler.is_compiling()
+    )
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is what it seems: no subclass, and no vmap or other transform of torch.func around it."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not torch._C._are_functorch_transforms_active()
-
-
-def kth_largest(scores: Tensor, mask: Tensor | None, mass: Tensor | None, wanted: Tensor) -> Tensor:
+def kth_largest(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLargest:
     """The largest score t such that the elements >= t hold the `wanted` mass.
 
     Args:
-        scores: float32 or float64, any shape; -inf where not counted.
-        mask: Bool, shaped like `scores`, True = counted; None = all.
+        scores: float32 or float64, any shape, without NaN; -inf where not counted.
         mass: float64, shaped like `scores`, 0 where not counted; None = 1 each.
         wanted: 0-dim float64, at most the whole counted mass.
 
     Returns:
-        0-dim tensor of the dtype of `scores`; unspecified where nothing is counted or a score is NaN.
+        The score, in the dtype of `scores`, and the masses around it. Unspecified where nothing is counted or a
+        score is NaN; where the score is -inf and `mass` is None, `tied` includes what is not counted.
     """
     need = wanted * (1 - SLACK)
+    scores, mass = scores.reshape(-1), None if mass is None else mass.reshape(-1)
     if values_are_readable(scores):
-        flat = scores.reshape(-1) if mask is None else scores[mask]
-        if mass is not None:
-            mass = mass.reshape(-1) if mask is None else mass[mask]
-        if flat.numel() > 0 and bool(flat.amax() >= -torch.inf) and bool(need > 0):
-            return _by_pivots(flat, mass, float(need))
-        return scores.new_full((), -torch.inf)
+        return _by_pivots(scores, mass, float(need)) if bool(need > 0) else _kth(scores.new_tensor(-torch.inf), 0, 0)
     if scores.device.type != "cpu" and not torch._C._are_functorch_transforms_active():
-        return _by_bisection(scores, mass, need)
-    return _by_sorting(scores.reshape(-1), None if mass is None else mass.reshape(-1), need)
+        return _around(_by_bisection(scores, mass, need), scores, mass)
+    return _around(_by_sorting(scores, mass, need), scores, mass)
 
 
-def _by_pivots(scores: Tensor, mass: Tensor | None, need: float) -> Tensor:
-    before = math.inf
+def _around(score: Tensor, scores: Tensor, mass: Tensor | None) -> KthLargest:
+    above, tied = scores > score, scores == score
+    if mass is None:
+        return KthLargest(score, above.sum().double(), tied.sum().double())
+    return KthLargest(score, (mass * above).sum(), (mass * tied).sum())
+
+
+def _by_pivots(scores: Tensor, mass: Tensor | None, need: float) -> KthLargest:
+    above, before = 0.0, math.inf
     while SMALL < scores.numel() <= before / 2:
         before = scores.numel()
         low, high = _bracket(scores, mass, need)
-        from_high = _mass_of(scores >= high, mass)
-        if from_high >= need:
+        reached = _mass_where(torch.ge, scores, high, mass)
+        if reached >= need:
+            inside = _mass_where(torch.gt, scores, high, mass)
+            if inside < need:
+                return _kth(high, above + inside, _mass_where(torch.eq, scores, high, mass))
             part = scores > high
-            if _mass_of(part, mass) < need:
-                return high
         else:
-            part, above = scores > low, from_high
-            if _mass_of(part, mass) >= need:
-                part &= scores < high
+            inside = _mass_where(torch.gt, scores, low, mass)
+            if inside >= need:
+                part = (scores > low) & (scores < high)
             else:
-                above = _mass_of(scores >= low, mass)
-                if above >= need:
-                    return low
+                tied = _mass_where(torch.eq, scores, low, mass)
+                reached = inside + tied
+                if reached >= need:
+                    return _kth(low, above + inside, tied)
                 part = scores < low
-            need -= above
+            above, need = above + reached, need - reached
         scores, mass = scores[part], None if mass is None else mass[part]
+    if scores.numel() == 0:  # nothing, or rounding left less mass than is needed
+        return _kth(scores.new_tensor(-torch.inf), above, 0)
     if mass is None:
         rank = min(max(math.ceil(need), 1), scores.numel())
-        return scores.kthvalue(scores.numel() - rank + 1).values
-    return _by_sorting(scores, mass, torch.as_tensor(need, dtype=torch.float64))
+        score = scores.kthvalue(scores.numel() - rank + 1).values
+    else:
+        score = _by_sorting(scores, mass, torch.tensor(need, dtype=torch.float64))
+    around = _around(score, scores, mass)
+    return around._replace(above=around.above + above)
+
+
+def _kth(score: Tensor, above: float, tied: float) -> KthLargest:
+    return KthLargest(score, *torch.tensor([above, tied], dtype=torch.float64))
 
 
 def _bracket(scores: Tensor, mass: Tensor | None, need: float) -> tuple[Tensor, Tensor]:
@@ -107,6 +131,16 @@ def _bracket(scores: Tensor, mass: Tensor | None, need: float) -> tuple[Tensor, 
     return sample[min(max(int(rank + margin), 0), last)], sample[min(max(int(rank - margin), 0), last)]
 
 
+def _mass_where(compare: Callable[..., Tensor], scores: Tensor, pivot: Tensor, mass: Tensor | None) -> float:
+    """Mass of the scores that compare so to the pivot.
+
+    The comparison is written as numbers, 0 and 1: on the CPU several times faster than as booleans.
+    """
+    if mass is None:
+        return float(compare(scores, pivot, out=torch.empty_like(scores)).sum(dtype=torch.float64))
+    return float(torch.dot(compare(scores, pivot, out=torch.empty_like(mass)), mass))
+
+
 def _by_sorting(scores: Tensor, mass: Tensor | None, need: Tensor) -> Tensor:
     if scores.numel() == 0:
         return scores.new_full((), -torch.inf)
@@ -114,10 +148,6 @@ def _by_sorting(scores: Tensor, mass: Tensor | None, need: Tensor) -> Tensor:
     before = need.ceil() - 1 if mass is None else (mass.gather(0, order).cumsum(0) < need).sum()
     place = before.nan_to_num().clamp(0, scores.numel() - 1).long()
     return ordered.gather(0, place.reshape(1)).reshape(())
-
-
-def _mass_of(chosen: Tensor, mass: Tensor | None) -> float:
-    return float(chosen.sum() if mass is None else (mass * chosen).sum())
 
 
 def _by_bisection(scores: Tensor, mass: Tensor | None, need: Tensor) -> Tensor:
