@@ -126,7 +126,7 @@ def _row(case: Case, times: dict[str, list[float]]) -> Row:
         ratio=ratio,
         ratio_low=ratio_low,
         ratio_high=ratio_high,
-        peak=round(_peak(case), 1),
+        peak=round(_peak(case), 3),
         device=platform.machine(),
         torch=torch.__version__,
         threads=torch.get_num_threads(),
@@ -136,7 +136,7 @@ def _row(case: Case, times: dict[str, list[float]]) -> Row:
 
 def _spread(values: list[float]) -> list[float]:
     """Median, first and last decile."""
-    low, *_, high = statistics.quantiles(values, n=10)
+    low, *_, high = statistics.quantiles(values, n=10, method="inclusive")
     return [statistics.median(values), low, high]
 
 

@@ -182,9 +182,9 @@ class AverageTopKCrossEntropyLoss(nn.Module):
 
     Example:
         >>> criterion = AverageTopKCrossEntropyLoss(fraction=0.5)
-        >>> outputs = torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 9.0]])
-        >>> criterion(outputs, torch.tensor([0, 0, 0, -100]))
-        tensor(1.1065)
+        >>> outputs = torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 2.0], [0.0, 9.0]])
+        >>> criterion(outputs, torch.tensor([0, 0, 0, -100]))  # 1.5 of the 3 labelled ones
+        tensor(1.6490)
     """
 
     weight: Tensor | None
