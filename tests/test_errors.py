@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -260,6 +261,20 @@ TENSORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
 @pytest.mark.parametrize(("call", "error", "sentence"), [row[1:] for row in TENSORS], ids=[row[0] for row in TENSORS])
 def test_tensors(call: Callable[[], Any], error: type[Exception], sentence: str) -> None:
     says(call, error, sentence)
+
+
+def test_the_first_wrong_mass_is_named() -> None:
+    with pytest.raises(ValueError, match="got -1"):
+        average(LOSSES, sample_weight=torch.tensor([1.0, -1.0, -2.0]))
+
+
+@pytest.mark.parametrize(
+    "function", [topk_threshold, topk_weights, topk_select, average, maximum, average_top_k, average_ranked_range]
+)
+def test_everything_after_the_losses_is_given_by_name(function: Callable[..., Any]) -> None:
+    first, *others = inspect.signature(function).parameters.values()
+    assert first.name == "losses"
+    assert {parameter.kind for parameter in others} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_a_wrong_mass_that_is_not_counted_is_no_error() -> None:

@@ -158,6 +158,21 @@ def test_selection_says_all_that_a_monitor_reads() -> None:
         selection.value = losses  # type: ignore[misc]
 
 
+NAN, FINE = [math.nan, 2.0, 1.0], [3.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize(("losses", "scores"), [(NAN, FINE), (FINE, NAN), (NAN, NAN)])
+def test_a_nan_in_losses_or_scores_is_a_nan(losses: list[float], scores: list[float]) -> None:
+    """Where only the loss is NaN and it is not even selected, too."""
+    given_ = {"k": 1.0, "scores": -torch.tensor(scores)}
+    assert average_top_k(torch.tensor(losses), **given_).isnan()  # type: ignore[arg-type]
+    selection = topk_select(torch.tensor(losses), nan_policy="omit", **given_)  # type: ignore[arg-type]
+    assert selection.omitted == 1
+    assert selection.value == 1
+    with pytest.raises(ValueError, match="NaN"):
+        average_top_k(torch.tensor(losses), nan_policy="raise", **given_)  # type: ignore[arg-type]
+
+
 def test_a_masked_nan_is_not_omitted_but_masked() -> None:
     losses = torch.tensor([math.nan, 1.0])
     assert topk_select(losses, k=1, mask=torch.tensor([False, True]), nan_policy="omit").omitted == 0

@@ -286,9 +286,10 @@ def _ranking_dtype(tensor: Tensor) -> torch.dtype:
 
 def capacity(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
     """The mass asked for, 0-dim float64: `count`, or `fraction` of the total; near-integers snapped; at most all."""
-    if count is None:
-        wanted = total * (0.0 if fraction is None else fraction)
+    if fraction is not None:
+        wanted = total * fraction
     else:
+        assert count is not None
         wanted = torch.full((), float(count), dtype=torch.float64, device=total.device)
     nearest = wanted.round()
     wanted = torch.where((wanted - nearest).abs() <= SNAP * wanted, nearest, wanted)
@@ -299,7 +300,7 @@ class Cut(NamedTuple):
     """Where a given mass of the largest ends."""
 
     score: Tensor  # elements above it lie before the end, those below it behind
-    part: Tensor  # 0-dim float64: how much of each element at that score lies before the end
+    part: Tensor  # 0-dim float64: how much of each element at that score lies before the end; NaN where none counts
 
 
 def cut(counted: Counted, wanted: Tensor) -> Cut:
@@ -307,8 +308,7 @@ def cut(counted: Counted, wanted: Tensor) -> Cut:
     score, above, tied = kth_largest(counted.scores, counted.mass, wanted)
     score = torch.where(counted.total > 0, score, -torch.inf)
     tied = torch.where(score == -torch.inf, counted.total - above, tied)
-    part = torch.where(tied > 0, ((wanted - above) / tied).clamp(0, 1), 0)
-    return Cut(torch.where(counted.poisoned, torch.nan, score), part)
+    return Cut(torch.where(counted.poisoned, torch.nan, score), ((wanted - above) / tied).clamp(0, 1))
 
 
 def share(scores: Tensor, end: Cut, start: Cut | None = None) -> Tensor:
