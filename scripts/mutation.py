@@ -2,88 +2,103 @@
 
     python -m scripts.mutation
 
-It works on copies, one for each core, with cosmic-ray. Every change that no test notices must be explained in
+cosmic-ray makes the changes. Each is tried in a process of its own, on a copy of the package, forked from one that has
+torch and the test tools loaded already. Every change that no test notices must be explained in
 `mutation_survivors.csv`; one that is not, or an explanation of one that is noticed now, is an error (exit code 1).
-Changes to type annotations are left out: they are never executed. It takes about half an hour on two cores.
+Changes to type annotations are left out: they are never executed.
 """
 
 from __future__ import annotations
 
 import ast
 import csv
+import difflib
+import importlib
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
+import pytest
+from cosmic_ray.commands import init
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator
+from cosmic_ray.work_db import use_db
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "topkloss"
 EXPLAINED = Path(__file__).with_name("mutation_survivors.csv")
-MODULES = ("src/topkloss/selection.py", "src/topkloss/aggregate.py")
-# The quickest to notice come first; what tries the threshold alone is left out.
-TESTS = (
-    "tests/test_situations.py tests/test_errors.py tests/test_criterion.py tests/test_laws.py tests/test_selection.py "
-    "tests/test_torch.py -k 'not all_ways and not pivots and not machine_code'"
-)
-CONFIG = """
-[cosmic-ray]
-module-path = {modules}
-timeout = 300.0
-excluded-modules = []
-test-command = "{python} -m pytest -x -q -p no:cacheprovider -W ignore {tests}"
-distributor.name = "local"
-"""
+MODULES = ("selection.py", "aggregate.py")
+# First a glance, on few random batches; what it does not notice is tried in full. What tries the threshold alone, or
+# compiles machine code, is left out.
+ROUNDS = {"quick": ("situations", "errors", "laws"), "default": ("criterion", "selection", "torch", "laws")}
+LEFT_OUT = "not all_ways and not pivots and not machine_code"
+LONGEST = 600  # seconds; a change that makes the tests take longer is noticed
 
-# The line before and the line after the change: what survivors are known by.
-Change = tuple[str, str]
+
+class Mutant(NamedTuple):
+    """A changed module; it is known by the line before and the line after the change."""
+
+    module: str
+    source: str
+    before: str
+    after: str
 
 
 def main() -> int:
-    """Runs all mutations; says which survive without an explanation."""
-    workers = os.cpu_count() or 1
-    with tempfile.TemporaryDirectory() as folder:
-        copies = [_copy(Path(folder) / str(number), number, workers) for number in range(workers)]
-        for process in [_start(copy) for copy in copies]:
-            process.wait()
-        results = [result for copy in copies for result in _results(copy)]
-    survivors = {_change(result.diff or "") for result in results if result.test_outcome == TestOutcome.SURVIVED}
+    """Tries all changes; says which are not noticed and not explained."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded
+    for name in ("hypothesis", "scipy.optimize", "torch._dynamo.testing"):
+        importlib.import_module(name)
+    mutants = [mutant for module in MODULES for mutant in _mutants(module)]
+    number = len(mutants)
+    for round_ in ROUNDS:
+        mutants = _unnoticed(mutants, round_)
+    unnoticed = {(mutant.before, mutant.after) for mutant in mutants}
     with EXPLAINED.open(newline="") as file:
         explained = {(row["before"], row["after"]) for row in csv.DictReader(file)}
-    for title, changes in (("no explanation", survivors - explained), ("noticed now", explained - survivors)):
+    for title, changes in (("no explanation", unnoticed - explained), ("noticed now", explained - unnoticed)):
         for before, after in sorted(changes):
             print(f"{title}:\n  - {before}\n  + {after}")
-    print(f"{len(results)} changes, {len(survivors)} not noticed")
-    return int(survivors != explained)
+    print(f"{number} changes, {len(unnoticed)} not noticed")
+    return int(unnoticed != explained)
 
 
-def _copy(folder: Path, number: int, workers: int) -> Path:
-    """A copy of the project, and its share of the changes to be made there."""
-    folder.mkdir()
-    for name in ("src", "tests", "benchmarks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    (folder / "config.toml").write_text(CONFIG.format(modules=list(MODULES), python=sys.executable, tests=TESTS))
-    subprocess.run(["cosmic-ray", "init", "config.toml", "session.sqlite"], cwd=folder, env=_paths(folder), check=True)
-    annotations = {module: _annotations((folder / module).read_text()) for module in MODULES}
-    with use_db(folder / "session.sqlite", WorkDB.Mode.open) as session:
-        changes = sorted(session.work_items, key=lambda item: str(item.mutations))
-        for place, item in enumerate(changes):
+def _unnoticed(mutants: list[Mutant], round_: str) -> list[Mutant]:
+    """Those on which all tests of a round pass."""
+    waiting, running, unnoticed = mutants[::-1], dict[int, Mutant](), list[Mutant]()
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            if waiting and len(running) < (os.cpu_count() or 1):
+                mutant = waiting.pop()
+                running[_start(mutant, round_, Path(folder) / str(len(waiting)))] = mutant
+                continue
+            process, status = os.wait()
+            mutant = running.pop(process)
+            if status == 0:
+                unnoticed.append(mutant)
+                print(f"{round_}, {len(waiting)} to go:\n  - {mutant.before}\n  + {mutant.after}", flush=True)
+    return unnoticed
+
+
+def _mutants(module: str) -> Iterator[Mutant]:
+    """All changes of a module but those to annotations."""
+    source = (PACKAGE / module).read_text()
+    annotations = _annotations(source)
+    with tempfile.TemporaryDirectory() as folder, use_db(Path(folder) / "session.sqlite") as session:
+        init([PACKAGE / module], session, {})
+        for item in session.work_items:
             (change,) = item.mutations
-            typed = any(start <= change.start_pos < end for start, end in annotations[str(change.module_path)])
-            if typed or place % workers != number:
-                session.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
-    return folder
-
-
-def _results(folder: Path) -> list[WorkResult]:
-    """Of all changes that were made in a copy."""
-    with use_db(folder / "session.sqlite", WorkDB.Mode.open) as session:
-        every = [result for _, result in session.completed_work_items]
-    return [result for result in every if result.worker_outcome != WorkerOutcome.SKIPPED]
+            if any(start <= change.start_pos < end for start, end in annotations):
+                continue
+            changed = mutate_code(source, get_operator(change.operator_name)(), change.occurrence)
+            lines = list(difflib.ndiff(source.splitlines(), changed.splitlines()))
+            before, after = (" ".join(line[2:].strip() for line in lines if line[0] == sign) for sign in "-+")
+            yield Mutant(module, changed, before, after)
 
 
 def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -97,20 +112,24 @@ def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return [((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0)) for n in nodes]
 
 
-def _start(folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["cosmic-ray", "exec", "config.toml", "session.sqlite"], cwd=folder, env=_paths(folder))
-
-
-def _paths(folder: Path) -> dict[str, str]:
-    """The copy comes before the installed package; the tools of this environment are found; one thread each."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PYTHONPATH": str(folder / "src"), "PATH": path, "OMP_NUM_THREADS": "1"}
-
-
-def _change(diff: str) -> Change:
-    lines = [line for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
-    before, after = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
-    return before, after
+def _start(mutant: Mutant, round_: str, folder: Path) -> int:
+    """Starts the tests on a mutant; their process ends with 0 where they pass."""
+    process = os.fork()
+    if process:
+        return process
+    shutil.copytree(PACKAGE, folder / "topkloss", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "topkloss" / mutant.module).write_text(mutant.source)
+    sys.path.insert(0, str(folder))
+    os.environ["TOPKLOSS_HYPOTHESIS"] = round_
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
+    os.chdir(ROOT)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    signal.alarm(LONGEST)
+    tests = [f"tests/test_{name}.py" for name in ROUNDS[round_]]
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-k", LEFT_OUT, *tests])
+    assert str(sys.modules["topkloss"].__file__).startswith(str(folder))
+    os._exit(code)
 
 
 if __name__ == "__main__":
