@@ -30,7 +30,16 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *(launcher or ["-m"]), "topkloss.cli", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        output, error = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # gently: torchrun then ends its workers
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output, error)
 
 
 def test_train_then_report(table: Path, tmp_path: Path) -> None:

@@ -203,6 +203,24 @@ def by_link(table: Path) -> None:
     set_line(table, 7, "link.png,2")
 
 
+def by_a_loop_of_links(table: Path) -> None:
+    (table.parent / "loop.png").symlink_to(table.parent / "loop.png")
+    set_line(table, 7, "loop.png,2")
+
+
+def too_long_a_name(table: Path) -> None:
+    set_line(table, 7, f"{'x' * 300}.png,2")
+
+
+def a_folder(table: Path) -> None:
+    (table.parent / "folder.png").mkdir()
+    set_line(table, 7, "folder.png,2")
+
+
+def of_no_bytes(table: Path) -> None:
+    (table.parent / "2-5.png").write_bytes(b"")
+
+
 def no_image_at_all(table: Path) -> None:
     (table.parent / "2-5.png").write_text("hello")
 
@@ -277,6 +295,22 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
         "{table}, line 7: an image must lie inside {folder}; got link.png. Pass its folder as `--images`.",
     ),
     (
+        by_a_loop_of_links,
+        "{table}, line 7: cannot read the image loop.png: Symlink loop from '{folder}/loop.png'. "
+        "Replace it or remove the line.",
+    ),
+    (
+        too_long_a_name,
+        "{table}, line 7: cannot read the image " + "x" * 300 + ".png: File name too long. "
+        "Replace it or remove the line.",
+    ),
+    (a_folder, "{table}, line 7: there is no image {folder}/folder.png. Correct the line or pass `--images`."),
+    (
+        of_no_bytes,
+        "{table}, line 7: cannot read the image {folder}/2-5.png: no known image format. "
+        "Replace it or remove the line.",
+    ),
+    (
         no_image_at_all,
         "{table}, line 7: cannot read the image {folder}/2-5.png: no known image format. "
         "Replace it or remove the line.",
@@ -306,6 +340,12 @@ def test_bad_input_is_one_sentence(tmp_path: Path, spoil: Callable[[Path], None]
     with pytest.raises(InputError) as caught:
         read_table(table)
     assert str(caught.value) == sentence.format(table=table, folder=folder, above=folder.parent)
+
+
+def test_a_nul_in_a_name_is_one_sentence(table: Path) -> None:
+    set_line(table, 7, "2-\0.png,2")
+    with pytest.raises(InputError, match=r"line 7: cannot read the image .*null (byte|character)|must be a CSV file"):
+        read_table(table)
 
 
 def test_a_folder_of_images_that_is_none(table: Path, tmp_path: Path) -> None:

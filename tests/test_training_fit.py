@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.pictures import LABELS, write_pictures
+from topkloss import AverageTopKCrossEntropyLoss
 from topkloss.training.errors import InputError
 from topkloss.training.fit import fit
 from topkloss.training.records import RunRecord, TrainConfig
@@ -131,8 +132,14 @@ def test_the_size_is_the_models_own(config: TrainConfig) -> None:
         ({"image_size": 0}, "`--image-size` must be 1 or more; got 0. Leave it out for the default."),
         ({"seed": -1}, "`--seed` must be 0 or more; got -1. Leave it out for the default."),
         ({"workers": -1}, "`--workers` must be 0 or more; got -1. Leave it out for the default."),
-        ({"lr": 0.0}, "`--lr` must satisfy 0 < lr < inf; got 0. Leave it out for the default."),
-        ({"lr": float("nan")}, "`--lr` must satisfy 0 < lr < inf; got nan. Leave it out for the default."),
+        ({"lr": 0.0}, "`--lr` must satisfy 0 < lr <= 1; got 0. Leave it out for the default."),
+        ({"lr": 1e38}, "`--lr` must satisfy 0 < lr <= 1; got 1e+38. Leave it out for the default."),
+        ({"lr": float("nan")}, "`--lr` must satisfy 0 < lr <= 1; got nan. Leave it out for the default."),
+        (
+            {"batch_size": 1, "model": "resnet10t"},
+            "`--batch-size` must be larger for this model and image size, whose batch normalisation needs more than "
+            "one value; got 1. Pass --batch-size 16.",
+        ),
         (
             {"model": "res2net50"},
             "`--model` must be the name of a timm model; got res2net50. Did you mean res2next50, res2net50d, resnet50?",
@@ -176,6 +183,37 @@ def test_another_run_is_never_overwritten(config: TrainConfig) -> None:
     assert [path.name for path in config.folder.iterdir()] == ["precious"]
 
 
+def test_a_run_that_lost_its_place_is_kept(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else wrote to the folder meanwhile: nothing is overwritten, nothing is lost."""
+    write = RunRecord.write
+
+    def meanwhile(record: RunRecord, folder: Path) -> None:
+        write(record, folder)
+        config.folder.mkdir()
+        (config.folder / "theirs").touch()
+
+    monkeypatch.setattr(RunRecord, "write", meanwhile)
+    with pytest.raises(InputError, match=r"which appeared meanwhile\. The run is in .*\.run-") as caught:
+        fit(config)
+    assert [path.name for path in config.folder.iterdir()] == ["theirs"]
+    kept = Path(str(caught.value).rpartition(" ")[2].rstrip("."))
+    assert RunRecord.read(kept).config.model == config.model
+
+
+def test_divergence_is_said(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return logits.sum() * float("nan")
+
+    monkeypatch.setattr(AverageTopKCrossEntropyLoss, "forward", lambda self, logits, labels: diverged(logits, labels))
+    with pytest.raises(InputError) as caught:
+        fit(config)
+    assert str(caught.value) == (
+        "`--lr` must be small enough for training to converge; got 0.003, and in epoch 1 the loss is nan. "
+        "Pass --lr 0.0003."
+    )
+    assert beside(config) == {"data"}
+
+
 def test_an_empty_folder_may_be_filled(config: TrainConfig) -> None:
     config.folder.mkdir()
     fit(replace(config, epochs=1))
@@ -183,7 +221,7 @@ def test_an_empty_folder_may_be_filled(config: TrainConfig) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_said(config: TrainConfig) -> None:
-    with pytest.raises(InputError, match=r"^`--out` must be a folder that can be made; got .*: Not a directory\."):
+    with pytest.raises(InputError, match=r"^`--out` must be a folder that can be made; got .*: (Not a directory|File exists)\."):
         fit(replace(config, out=f"{config.csv}/run"))
 
 

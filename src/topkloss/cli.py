@@ -103,7 +103,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     option("epochs", int, "passes over the training images")
     option("batch-size", int, "images of a step, per process")
-    option("lr", float, "learning rate of Adam")
+    option("lr", float, "learning rate of Adam at the start, in (0, 1]")
     option("seed", int, "decides split, initial weights and order")
     option("workers", int, "processes that load images")
     option("out", str, "folder of the run, new (default: one under runs/)")

@@ -33,10 +33,10 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
         raise InputError(f"`--figure` must end in .png or .svg; got {path}. Pass {path.with_suffix('.png')}.")
     figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
     for number, record in enumerate(records):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        places = [place + 0.15 * (number - (len(records) - 1) / 2) for place in range(len(record.recall))]
+        places = [place + 0.25 * (number - (len(records) - 1) / 2) for place in range(len(record.recall))]
         recall = [100 * value for value in record.recall.values()]
         left.plot(places, recall, linestyle="none", color=colour, marker=marker)
         epochs, losses = zip(*((epoch.epoch, epoch.cross_entropy) for epoch in record.epochs), strict=True)

@@ -38,7 +38,7 @@ def name(record: RunRecord) -> str:
 
 
 def chance(one: float, other: float, n: int) -> float:
-    r"""The difference between two accuracies on n images that chance alone exceeds once in twenty times.
+    r"""The difference between two accuracies on n images that the choice of images exceeds once in twenty times.
 
     .. math:: 1.96 \sqrt{(p (1 - p) + q (1 - q)) / n}
 
@@ -61,10 +61,11 @@ def _worth(records: Sequence[RunRecord]) -> str:
     accuracies = [record.last.accuracy for record in records]
     points = 100 * chance(min(accuracies), max(accuracies), measured)
     difference = 100 * (max(accuracies) - min(accuracies))
-    verdict = "which chance alone explains" if difference <= points else "more than chance alone explains"
+    verdict = "no more than" if difference <= points else "more than"
     return (
         f"Measured on {measured} held-out images, with one seed each: accuracies differ by {difference:.1f} points, "
-        f"{verdict} (up to {points:.1f} points)."
+        f"{verdict}\nthe {points:.1f} that the choice of held-out images explains by chance. Another seed moves both: "
+        "one run of each is no proof."
     )
 
 

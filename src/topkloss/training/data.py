@@ -182,12 +182,16 @@ def _cells(table: Path, line: int, row: list[str], places: tuple[int, int]) -> t
 
 def _image(table: Path, line: int, root: Path, name: str) -> Path:
     """The path of an image inside the root, with its header read."""
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        exists = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+        raise _unreadable(table, line, Path(name), error) from error
     if not path.is_relative_to(root):
         raise InputError(
             f"{table}, line {line}: an image must lie inside {root}; got {name}. Pass its folder as `--images`."
         )
-    if not path.is_file():
+    if not exists:
         raise InputError(f"{table}, line {line}: there is no image {path}. Correct the line or pass `--images`.")
     try:
         with warnings.catch_warnings():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import platform
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -72,6 +72,7 @@ def fit(config: TrainConfig) -> RunRecord:
             config=replace(config, fraction=config.share, image_size=size, out=str(config.folder)),
             versions={"python": platform.python_version(), "topkloss": topkloss.__version__}
             | {name: version(name) for name in ("torch", "torchvision", "timm", "lightning")},
+            threads=torch.get_num_threads(),
             data={"digest": table.digest, "train": len(train), "held_out": len(held_out)},
             epochs=tuple(task.epochs),
             recall=task.recall_of_classes(),
@@ -101,8 +102,8 @@ def _check(config: TrainConfig) -> None:
         if value is not None and value < least:
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"`{option}` must be {least} or more; got {value}. Leave it out for the default.")
-    if not (config.lr > 0 and math.isfinite(config.lr)):
-        raise InputError(f"`--lr` must satisfy 0 < lr < inf; got {config.lr:g}. Leave it out for the default.")
+    if not 0 < config.lr <= 1:
+        raise InputError(f"`--lr` must satisfy 0 < lr <= 1; got {config.lr:g}. Leave it out for the default.")
     if _processes() > 1 and config.share < 1:
         raise InputError(
             f"`--loss top-k` must run in one process: each would rank its own share of the batch; got {_processes()} "
@@ -163,6 +164,13 @@ def _train(config: TrainConfig, task: ImageClassifier, loaders: tuple[Loader, Lo
             trainer.fit(task, *loaders)
         except InputError as error:
             raise InputError(_sentence(error)) from error
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"`--batch-size` must be larger for this model and image size, whose batch normalisation needs more "
+                f"than one value; got {config.batch_size}. Pass --batch-size 16."
+            ) from error
         except SystemExit:
             if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
                 raise KeyboardInterrupt from None
@@ -194,23 +202,29 @@ class EpochLines(Callback):
 
 @contextmanager
 def _folder(final: Path) -> Iterator[Path]:
-    """A hidden folder beside the final one, which it becomes at the end; nothing remains of it otherwise."""
-    partial = final.absolute().with_name(f".partial-{final.name}")
-    if _is_first():
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(
-                f"`--out` must be a folder that can be made; got {final}: {error.strerror}. Pass another."
-            ) from error
+    """A hidden folder beside the final one, which it becomes at the end; nothing remains of it where a run fails."""
+    if not _is_first():
+        yield final  # the first process writes
+        return
+    try:
+        final.absolute().parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.absolute().parent))
+    except OSError as error:
+        raise InputError(
+            f"`--out` must be a folder that can be made; got {final}: {error.strerror}. Pass another."
+        ) from error
     try:
         yield partial
-        if _is_first():
-            partial.rename(final)
-    finally:
-        if _is_first():
-            shutil.rmtree(partial, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    partial.chmod(0o755)
+    try:
+        partial.rename(final)
+    except OSError as error:
+        raise InputError(
+            f"`--out` must be free when the run ends; got {final}, which appeared meanwhile. The run is in {partial}."
+        ) from error
 
 
 def _sentence(error: InputError) -> str:

@@ -31,7 +31,7 @@ class TrainConfig:
         image_size: Height and width that images are resized to, in pixels; None for the model's own, 32 for the digits.
         epochs: Passes over the training images.
         batch_size: Images of a step, per process.
-        lr: Learning rate of Adam.
+        lr: Learning rate of Adam at the start; it falls to 0 along a cosine.
         seed: Decides the split, the initial weights and the order of images.
         workers: Processes that load images beside the main one.
         out: The folder of the run; None for one under ``runs/`` named after what was asked.
@@ -93,6 +93,7 @@ class RunRecord:
     Attributes:
         config: What was asked.
         versions: Of the packages that decide the numbers.
+        threads: Of torch on the CPU; another number of them rounds sums otherwise.
         data: Digest of the CSV (SHA-256), `digest`; number of images trained on, `train`, and held out, `held_out`.
         epochs: In order.
         recall: Of each class on the held-out images, in [0, 1]; `support` has their number.
@@ -102,6 +103,7 @@ class RunRecord:
 
     config: TrainConfig
     versions: dict[str, str]
+    threads: int
     data: dict[str, Any]
     epochs: tuple[EpochRecord, ...]
     recall: dict[str, float]
@@ -115,7 +117,10 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Writes ``config.json``, ``metrics.json`` and ``metrics.csv``."""
-        _write_json(folder / "config.json", {**asdict(self.config), "versions": self.versions, "data": self.data})
+        _write_json(
+            folder / "config.json",
+            {**asdict(self.config), **{name: getattr(self, name) for name in ("versions", "threads", "data")}},
+        )
         last = {key: value for key, value in asdict(self.last).items() if key != "epoch"}
         figures = {**last, "recall": self.recall, "support": self.support, "seconds": self.seconds}
         _write_json(folder / "metrics.json", {"epochs": len(self.epochs), **figures})
@@ -139,6 +144,7 @@ class RunRecord:
             return cls(
                 config=TrainConfig(**{field.name: asked[field.name] for field in fields(TrainConfig)}),
                 versions=asked["versions"],
+                threads=asked["threads"],
                 data=asked["data"],
                 epochs=tuple(
                     EpochRecord(int(row.pop("epoch")), **{name: float(value) for name, value in row.items()})

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
 from topkloss.criterion import AverageTopKCrossEntropyLoss
+from topkloss.training.errors import InputError
 from topkloss.training.records import EpochRecord
 
 __all__ = ["ImageClassifier"]
@@ -24,7 +27,7 @@ class ImageClassifier(lightning.LightningModule):
         model: From images (N, 3, H, W) to logits (N, C).
         classes: Names of the classes.
         fraction: Share of each batch that is averaged, the hardest.
-        lr: Learning rate.
+        lr: Learning rate at the start.
     """
 
     def __init__(self, model: nn.Module, classes: Sequence[str], *, fraction: float, lr: float) -> None:
@@ -33,10 +36,10 @@ class ImageClassifier(lightning.LightningModule):
         self.classes = classes
         self.criterion = AverageTopKCrossEntropyLoss(fraction=fraction)
         self.lr = lr
-        self.train_loss = MeanMetric()
-        self.train_cross_entropy = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
+        self.train_cross_entropy = MeanMetric(nan_strategy="disable")
         # every process measures all held-out images, so there is nothing to bring together
-        self.cross_entropy = MeanMetric(sync_on_compute=False)
+        self.cross_entropy = MeanMetric(nan_strategy="disable", sync_on_compute=False)
         self.accuracy = MulticlassAccuracy(len(classes), average="micro", sync_on_compute=False)
         self.recall = MulticlassRecall(len(classes), average="none", sync_on_compute=False)
         self.epochs: list[EpochRecord] = []
@@ -65,21 +68,28 @@ class ImageClassifier(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Records the epoch, whose last batch came just before the held-out images."""
-        self.epochs.append(
-            EpochRecord(
-                epoch=self.current_epoch + 1,
-                train_loss=_number(self.train_loss.compute()),
-                train_cross_entropy=_number(self.train_cross_entropy.compute()),
-                cross_entropy=_number(self.cross_entropy.compute()),
-                accuracy=_number(self.accuracy.compute()),
-            )
+        epoch = EpochRecord(
+            epoch=self.current_epoch + 1,
+            train_loss=_number(self.train_loss.compute()),
+            train_cross_entropy=_number(self.train_cross_entropy.compute()),
+            cross_entropy=_number(self.cross_entropy.compute()),
+            accuracy=_number(self.accuracy.compute()),
         )
+        if not (math.isfinite(epoch.train_loss) and math.isfinite(epoch.cross_entropy)):
+            raise InputError(
+                f"`--lr` must be small enough for training to converge; got {self.lr:g}, and in epoch {epoch.epoch} "
+                f"the loss is {epoch.train_loss}. Pass --lr {self.lr / 10:g}."
+            )
+        self.epochs.append(epoch)
         self.train_loss.reset()
         self.train_cross_entropy.reset()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(self.parameters(), lr=self.lr)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam, its learning rate falling to 0 along a cosine: so which batches come last matters little."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def recall_of_classes(self) -> dict[str, float]:
         """Recall of each class in the last epoch, in [0, 1]."""
