@@ -43,7 +43,7 @@ help:
 
 $(OLDEST)/installed: $(SETTINGS)
 	$(PYTHON) -m venv $(OLDEST)
-	grep -v '^torch' constraints.txt > $(OLDEST)/constraints.txt
+	grep -v -E '^(setuptools|torch)' constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --constraint $(OLDEST)/constraints.txt torch==2.11.0 hypothesis numpy pytest scipy
 	touch $@
 

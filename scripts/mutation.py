@@ -37,6 +37,8 @@ MODULES = ("selection.py", "aggregate.py")
 # compiles machine code, is left out.
 ROUNDS = {"quick": ("situations", "errors", "laws"), "default": ("criterion", "selection", "torch", "laws")}
 LEFT_OUT = "not all_ways and not pivots and not machine_code"
+# One operator becomes each of these only: the others (shifts, powers, remainders) fail at once or say the same.
+INSTEAD = ("_Add", "_Sub", "_Mul", "_Div", "_BitAnd", "_BitOr")
 LONGEST = 600  # seconds; a change that makes the tests take longer is noticed
 
 
@@ -93,6 +95,8 @@ def _mutants(module: str) -> Iterator[Mutant]:
         init([PACKAGE / module], session, {})
         for item in session.work_items:
             (change,) = item.mutations
+            if change.operator_name.startswith("core/ReplaceBinary") and not change.operator_name.endswith(INSTEAD):
+                continue
             if any(start <= change.start_pos < end for start, end in annotations):
                 continue
             changed = mutate_code(source, get_operator(change.operator_name)(), change.occurrence)

@@ -143,6 +143,32 @@ def test_ignored_logits_and_labels_never_matter(ignore_index: int, smoothing: fl
     assert (gradient.movedim(1, -1)[ignored] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "label", "ignore_index"),
+    [(torch.uint8, 156, -100), (torch.uint8, 255, -1), (torch.int8, 1, 257), (torch.int16, 3, 65539)],
+)
+def test_a_narrow_type_of_targets_does_not_wrap_the_ignored_one(
+    dtype: torch.dtype, label: int, ignore_index: int
+) -> None:
+    outputs, targets = torch.randn(2, 300), torch.tensor([label, label], dtype=dtype)
+    ours = AverageTopKCrossEntropyLoss(fraction=1, ignore_index=ignore_index)(outputs, targets)
+    torch.testing.assert_close(ours, F.cross_entropy(outputs, targets.long()))
+
+
+def test_half_masses_are_multiplied_in_float64() -> None:
+    outputs, targets = torch.randn(3, 2), torch.tensor([0, 1, 1])
+    for size in (1000.0, 1e-4):
+        criterion = AverageTopKCrossEntropyLoss(fraction=1, weight=torch.full((2,), size).half())
+        value = criterion(outputs, targets, sample_weight=torch.full((3,), size).half())
+        torch.testing.assert_close(value, F.cross_entropy(outputs, targets))
+
+
+def test_class_weights_get_no_gradient() -> None:
+    weight = torch.tensor([1.0, 2.0], requires_grad=True)
+    criterion = AverageTopKCrossEntropyLoss(fraction=1, weight=weight, label_smoothing=0.1)
+    assert not criterion(torch.randn(3, 2), torch.tensor([0, 1, 1])).requires_grad
+
+
 def test_mask_and_ignore_index_both_leave_out() -> None:
     outputs, targets = logits_and_targets((64, 5))
     mask = torch.arange(64) % 3 > 0
@@ -214,6 +240,14 @@ def test_sample_level_averages_only_what_counts() -> None:
     mask = torch.tensor([[False, True], [True, True], [False, False]])
     criterion = AverageTopKLoss(lambda o, t: o - t, fraction=1, level="sample")
     assert criterion(outputs, torch.zeros(3, 2), mask=mask) == 3
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (4, 0), (4, 0, 2)])
+def test_samples_without_elements_are_nothing_counted(shape: tuple[int, ...]) -> None:
+    outputs = torch.zeros(shape, requires_grad=True)
+    value = AverageTopKLoss(torch.sub, fraction=1, level="sample")(outputs, torch.zeros(shape))
+    assert value == 0
+    assert value.requires_grad
 
 
 def test_scores_are_passed_on() -> None:

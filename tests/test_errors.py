@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -88,6 +89,11 @@ BAD_K: list[tuple[dict[str, Any], type[Exception], str]] = [
         {"k": torch.tensor(2)},
         TypeError,
         "`k` must be a real number; got Tensor. Pass a Python number, e.g. float(k).",
+    ),
+    (
+        {"k": np.array([2.0])},
+        TypeError,
+        "`k` must be a real number; got ndarray. Pass a Python number, e.g. float(k).",
     ),
     (
         {"fraction": "0.7"},
@@ -216,7 +222,13 @@ TENSORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "mass list",
         lambda: average(LOSSES, sample_weight=[1, 1, 1]),  # type: ignore[arg-type]
         TypeError,
-        "`sample_weight` must be a tensor; got list. Pass torch.as_tensor(sample_weight).",
+        "`sample_weight` must be a real tensor; got list. Pass torch.as_tensor(sample_weight).",
+    ),
+    (
+        "complex mass",
+        lambda: average(LOSSES, sample_weight=torch.ones(3, dtype=torch.complex64)),
+        TypeError,
+        "`sample_weight` must be a real tensor; got torch.complex64. Pass torch.as_tensor(sample_weight).",
     ),
     (
         "scores shape",
@@ -322,6 +334,31 @@ CRITERIA: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         ValueError,
         "`weight` must be one finite number >= 0 per class, shape (C,); got [1.0, -1.0]. "
         "To weigh elements rather than classes pass `sample_weight` to the call.",
+    ),
+    (
+        "class weights list",
+        lambda: AverageTopKCrossEntropyLoss(k=1, weight=[1.0, 2.0]),  # type: ignore[arg-type]
+        TypeError,
+        "`weight` must be a tensor of class weights; got list. Pass torch.tensor(weight).",
+    ),
+    (
+        "outputs of one dimension",
+        lambda: AverageTopKCrossEntropyLoss(k=1, weight=torch.ones(3))(torch.zeros(3), TARGETS),
+        ValueError,
+        "`outputs` must have shape (N, C) or (N, C, d1, ...) and `targets` the same without C; "
+        "got (3,) and (4,). The classes are dimension 1: move them there.",
+    ),
+    (
+        "smoothing word",
+        lambda: AverageTopKCrossEntropyLoss(k=1, label_smoothing="a"),  # type: ignore[arg-type]
+        TypeError,
+        "`label_smoothing` must be a real number; got str. Pass a Python number, e.g. float(label_smoothing).",
+    ),
+    (
+        "integer losses of samples",
+        lambda: AverageTopKLoss(torch.sub, k=1, level="sample")(TARGETS, TARGETS),
+        TypeError,
+        "`losses` must be a floating-point tensor; got torch.int64. Pass losses.float().",
     ),
     (
         "class weights shape",

@@ -81,8 +81,8 @@ def minus_zero_below_zero(losses: Tensor, **given: Any) -> Counted:
     return counted._replace(scores=counted.scores.masked_fill(minus, -1e-30))
 
 
-def all_ties_whole(scores: Tensor, end: Cut, start: Cut | None = None) -> Tensor:
-    return (scores >= end.score).to(scores.dtype)
+def all_ties_whole(counted: Counted, end: Cut, start: Cut | None = None) -> Tensor:
+    return (counted.scores >= end.score).to(counted.dtype)
 
 
 def whole_numbers_of_elements(counted: Counted, wanted: Tensor) -> Cut:
@@ -143,6 +143,7 @@ def scaled_down(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest:
 
 VALUE, MASS = "value_is_the_oracles", "scaling_the_mass_changes_nothing_under_fraction"
 MASK, NOBODY = "masked_is_the_same_as_left_out", "nothing_counted_is_a_connected_zero"
+RANGED = "average_ranked_range"
 MUTANTS = [
     Mutant("k clamped to 1", selection, "capacity", clamped, MASS),
     Mutant("k truncated", selection, "capacity", truncated, VALUE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from unittest import mock
 
 import numpy as np
@@ -226,9 +227,69 @@ def test_tiny_and_huge_masses() -> None:
         assert average_top_k(losses, fraction=0.5, sample_weight=mass).item() == pytest.approx(2.5 + 1 / 6)
 
 
-@pytest.mark.parametrize("k", [np.float32(2.0), np.int64(2), 2, 2.0])
-def test_numbers_of_numpy_are_numbers(k: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("asked", [{"k": 1e-39}, {"k": 5e-324}, {"fraction": 1e-50}, {"k": 1e-39, "drop": 1}])
+def test_next_to_nothing_is_the_largest(asked: dict[str, float], dtype: torch.dtype) -> None:
+    selection = topk_select(torch.tensor([3.0, 1.0, 2.0, 5.0], dtype=dtype), **asked)  # type: ignore[arg-type]
+    expected = [1, 0, 0, 0] if "drop" in asked else [0, 0, 0, 1]
+    assert selection.weights.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_thin_range_of_many_ties() -> None:
+    selection = topk_select(torch.ones(1_000_000), k=1e-3, drop=0.25)
+    assert selection.weights.double().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_rounding_leaves_nothing_behind_a_drop_of_all() -> None:
+    """A sum of twelve tenths is 1.2 but for the last digit."""
+    losses, mass = torch.arange(1.0, 13.0, dtype=torch.float64), torch.full((12,), 0.1, dtype=torch.float64)
+    for drop in (1.2, float(mass.sum()), 12 * 0.1):
+        selection = topk_select(losses, k=1, drop=drop, sample_weight=mass)
+        assert (selection.weights == 0).all()
+        assert selection.value == 0
+
+
+def test_rounding_of_many_masses_does_not_move_the_threshold() -> None:
+    losses = torch.arange(2_000_000).float()
+    for mass in (0.1, 1.0):
+        given_ = {"fraction": 0.9, "sample_weight": torch.full((2_000_000,), mass, dtype=torch.float64)}
+        assert topk_threshold(losses, **given_) == 200_000  # type: ignore[arg-type]
+        assert torch.vmap(lambda x: topk_threshold(x, **given_))(losses[None]) == 200_000  # type: ignore[arg-type]  # noqa: B023
+
+
+def test_masses_whose_sum_overflows_are_not_hidden() -> None:
+    mass = torch.full((2,), 1e308, dtype=torch.float64)
+    assert average_top_k(torch.tensor([1.0, 2.0]), k=1, sample_weight=mass).isnan()
+
+
+def test_precise_losses_keep_their_precision_under_coarse_scores() -> None:
+    losses = torch.ones(3, dtype=torch.float64)
+    for dtype in (torch.float16, torch.float32):
+        weights = topk_weights(losses, k=1, scores=losses.to(dtype))
+        assert weights.sum().item() == pytest.approx(1, abs=1e-15)
+
+
+def test_selections_are_compared_by_identity() -> None:
+    selection = topk_select(torch.tensor([1.0, 2.0]), k=1)
+    same = selection
+    assert selection == same
+    assert selection != topk_select(torch.tensor([1.0, 2.0]), k=1)
+
+
+def test_another_default_device_does_not_matter() -> None:
+    losses = torch.ones(30_000)
+    torch.set_default_device("meta")
+    try:
+        value = average_top_k(losses, k=2)
+    finally:
+        torch.set_default_device(None)
+    assert value.item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [Fraction(2, 1), np.float32(2.0), np.int64(2), 2, 2.0])
+def test_numbers_of_other_types_are_numbers(k: float) -> None:
     assert average_top_k(torch.tensor([1.0, 2.0, 3.0]), k=k) == 2.5
+    assert average_top_k(torch.tensor([1.0, 2.0, 3.0, 4.0]), fraction=k / 4) == 3.5
 
 
 def test_a_thin_slice_of_many_ties_is_not_lost() -> None:

@@ -65,6 +65,17 @@ def test_compiles_whole_and_once_for_any_number_counted(name: str) -> None:
     assert backend.frame_count == 1
 
 
+@pytest.mark.parametrize("name", ["k", "fraction"])
+def test_a_schedule_of_k_does_not_recompile_for_every_step(name: str) -> None:
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x, number: average_top_k(x, **{name: number}), fullgraph=True, backend=backend)
+    losses = torch.randn(50)
+    for step in range(12):
+        number = 1.25 + step if name == "k" else (1.25 + step) / 50
+        torch.testing.assert_close(compiled(losses, number), average_top_k(losses, **{name: number}))  # type: ignore[arg-type]
+    assert backend.frame_count <= 2  # for the first number, and for any
+
+
 @pytest.mark.parametrize(
     "criterion",
     [

@@ -221,7 +221,9 @@ def test_an_empty_folder_may_be_filled(config: TrainConfig) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_said(config: TrainConfig) -> None:
-    with pytest.raises(InputError, match=r"^`--out` must be a folder that can be made; got .*: (Not a directory|File exists)\."):
+    with pytest.raises(
+        InputError, match=r"^`--out` must be a folder that can be made; got .*: (Not a directory|File exists)\."
+    ):
         fit(replace(config, out=f"{config.csv}/run"))
 
 

@@ -89,7 +89,8 @@ def maximum(
     if losses.numel() == 0:
         return losses.to(counted.dtype).sum()
     largest = counted.scores.amax()
-    chosen = share(counted.scores, Cut(largest, torch.ones_like(counted.total)))
+    all_of_it = torch.ones_like(counted.total)
+    chosen = share(counted, Cut(largest, above=0 * all_of_it, tied=counted.total, part=all_of_it))
     tied = chosen.sum(dtype=torch.float64) if counted.mass is None else (counted.mass * chosen).sum()
     tied = torch.where(largest == -torch.inf, counted.total, tied)
     return weighted_sum(spread(counted, chosen, tied, largest), losses)

@@ -7,6 +7,7 @@ the values of a tensor.
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Literal
 
 import torch
@@ -23,12 +24,12 @@ def check_k(k: float | None, fraction: float | None) -> None:
             f"exactly one of `k` and `fraction` must be given; got {came}. "
             "For the 70 % hardest elements pass fraction=0.7."
         )
-    if k is not None and not _number("k", k) > 0:
+    if k is not None and not real_number("k", k) > 0:
         raise ValueError(f"`k` must satisfy k > 0; got {k}. For a share of the elements pass fraction=, e.g. 0.7.")
-    if fraction is not None and not 0 < _number("fraction", fraction) <= 1:
+    if fraction is not None and not 0 < real_number("fraction", fraction) <= 1:
         example = fraction / 100 if 1 < fraction <= 100 else 0.7
         raise ValueError(
-            f"`fraction` must satisfy 0 < fraction <= 1; got {fraction:g}. "
+            f"`fraction` must satisfy 0 < fraction <= 1; got {float(fraction):g}. "
             f"For the {100 * example:g} % hardest elements pass fraction={example:g}."
         )
 
@@ -41,17 +42,18 @@ def check_drop(drop: float | None, drop_fraction: float | None, *, required: boo
             f"{'exactly' if required else 'at most'} one of `drop` and `drop_fraction` must be given; got {came}. "
             "To leave out the 2 % largest pass drop_fraction=0.02."
         )
-    if drop is not None and not 0 <= _number("drop", drop) < math.inf:
+    if drop is not None and not 0 <= real_number("drop", drop) < math.inf:
         raise ValueError(f"`drop` must satisfy 0 <= drop < inf; got {drop}. To drop nothing pass drop=0.")
-    if drop_fraction is not None and not 0 <= _number("drop_fraction", drop_fraction) < 1:
+    if drop_fraction is not None and not 0 <= real_number("drop_fraction", drop_fraction) < 1:
         raise ValueError(
-            f"`drop_fraction` must satisfy 0 <= drop_fraction < 1; got {drop_fraction:g}. "
+            f"`drop_fraction` must satisfy 0 <= drop_fraction < 1; got {float(drop_fraction):g}. "
             "To leave out the 2 % largest pass drop_fraction=0.02."
         )
 
 
-def _number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, Tensor):
+def real_number(name: str, value: float) -> float:
+    """The value, if it is one number of Python or numpy, and not a truth value."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"`{name}` must be a real number; got {type(value).__name__}. Pass a Python number, e.g. float({name})."
         )
@@ -90,9 +92,10 @@ def check_beside(name: str, tensor: Tensor, *, mask: Tensor | None, sample_weigh
             raise TypeError(f"`mask` must be a bool tensor, True = counts; got {_came(mask)}. Pass mask.bool().")
         _check_same_shape(name, tensor, "mask", mask)
     if sample_weight is not None:
-        if not isinstance(sample_weight, Tensor):
+        if not isinstance(sample_weight, Tensor) or sample_weight.is_complex():
             raise TypeError(
-                f"`sample_weight` must be a tensor; got {_came(sample_weight)}. Pass torch.as_tensor(sample_weight)."
+                f"`sample_weight` must be a real tensor; got {_came(sample_weight)}. "
+                "Pass torch.as_tensor(sample_weight)."
             )
         _check_same_shape(name, tensor, "sample_weight", sample_weight)
 

@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from topkloss.aggregate import average_ranked_range, average_top_k
-from topkloss.arguments import NanPolicy, check_beside, check_drop, check_k, check_nan_policy
-from topkloss.losses import cross_entropy
+from topkloss.arguments import (
+    NanPolicy,
+    check_beside,
+    check_drop,
+    check_k,
+    check_nan_policy,
+    check_tensors,
+    real_number,
+)
+from topkloss.losses import check_logits, cross_entropy
+from topkloss.tensors import computing_dtype
 
 __all__ = ["AverageRankedRangeLoss", "AverageTopKCrossEntropyLoss", "AverageTopKLoss"]
 
@@ -167,7 +176,8 @@ class AverageRankedRangeLoss(nn.Module):
 class AverageTopKCrossEntropyLoss(nn.Module):
     """Cross-entropy of the hardest elements, in the place of ``nn.CrossEntropyLoss``. See `average_top_k`.
 
-    At ``fraction=1`` it *is* ``nn.CrossEntropyLoss``: class weights and label smoothing included. The ranking is by
+    At ``fraction=1`` it *is* ``nn.CrossEntropyLoss``: class weights and label smoothing included (but for classes of
+    weight 0 under smoothing: torch adds the smoothed part of elements that it does not count). The ranking is by
     the unweighted, unsmoothed loss, since mining elements is not mining classes, and smoothing makes
     confidently right elements look hard; a class weight is the mass of the elements of that class, so `k` and
     `fraction` count it. An element that is ignored, or whose class has weight 0, is not counted at all.
@@ -201,7 +211,7 @@ class AverageTopKCrossEntropyLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_k(k, fraction)
-        if not 0 <= label_smoothing <= 1:
+        if not 0 <= real_number("label_smoothing", label_smoothing) <= 1:
             raise ValueError(
                 f"`label_smoothing` must satisfy 0 <= label_smoothing <= 1; got {label_smoothing}. "
                 "A common choice is label_smoothing=0.1."
@@ -234,16 +244,18 @@ class AverageTopKCrossEntropyLoss(nn.Module):
         Returns:
             See `average_top_k`.
         """
+        check_logits(outputs, targets, self.weight)
         check_beside("targets", targets, mask=mask, sample_weight=sample_weight)
+        targets = targets.long()  # in uint8, -100 would be the class 156
         counts = targets != self.ignore_index
         if mask is not None:
             counts = counts & mask
         mass = sample_weight
         if self.weight is not None:
-            own = self._class_mass(targets, outputs.shape[1])
+            own = self._class_mass(targets)
             mass = own if mass is None else own * mass
         if mass is not None:
-            counts = counts & (mass != 0)
+            counts = counts & (mass != 0)  # here already: the loss must not see what does not count
         losses, scores = cross_entropy(
             outputs, targets, mask=counts, weight=self.weight, label_smoothing=self.label_smoothing
         )
@@ -257,16 +269,11 @@ class AverageTopKCrossEntropyLoss(nn.Module):
             nan_policy=self.nan_policy,
         )
 
-    def _class_mass(self, targets: Tensor, classes: int) -> Tensor:
-        """The class weight of each target; 1 where the target is no class, which the loss then reports."""
+    def _class_mass(self, targets: Tensor) -> Tensor:
+        """The class weight of each target, float64; 1 where the target is no class, which the loss then reports."""
         assert self.weight is not None
-        if self.weight.numel() != classes:
-            raise ValueError(
-                f"`weight` must hold one number per class; got {self.weight.numel()} for {classes} classes. "
-                "The classes are dimension 1 of the outputs."
-            )
-        legal = (targets >= 0) & (targets < classes)
-        return torch.where(legal, self.weight[targets.long().masked_fill(~legal, 0)], 1)
+        legal = (targets >= 0) & (targets < self.weight.numel())
+        return torch.where(legal, self.weight.detach().double()[targets.masked_fill(~legal, 0)], 1)
 
     def extra_repr(self) -> str:
         """Parameters as they were given."""
@@ -281,19 +288,13 @@ class AverageTopKCrossEntropyLoss(nn.Module):
 
 def _ranked(losses: Tensor, mask: Tensor | None, level: Level) -> tuple[Tensor, Tensor | None]:
     """What is ranked at this level, and which of it counts."""
-    if level == "element" or losses.dim() < 2:
+    if level == "element":
         return losses, mask
-    if mask is None:
-        return losses.flatten(1).to(_summable(losses)).mean(dim=1), None
-    check_beside("losses", losses, mask=mask)
-    mask = mask.flatten(1)
+    check_tensors(losses, mask=mask, sample_weight=None)
+    losses = (losses.flatten(1) if losses.dim() > 1 else losses.unsqueeze(1)).to(computing_dtype(losses))
+    mask = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask.reshape(losses.shape)
     number = mask.sum(dim=1)
-    kept = losses.flatten(1).to(_summable(losses)).masked_fill(~mask, 0)
-    return kept.sum(dim=1) / number.clamp(min=1), number > 0
-
-
-def _summable(losses: Tensor) -> torch.dtype:
-    return torch.float64 if losses.dtype == torch.float64 else torch.float32
+    return losses.masked_fill(~mask, 0).sum(dim=1) / number.clamp(min=1), number > 0
 
 
 def _check_level(level: str) -> None:
@@ -304,6 +305,10 @@ def _check_level(level: str) -> None:
 def _check_class_weights(weight: Tensor | None) -> None:
     if weight is None:
         return
+    if not isinstance(weight, Tensor):
+        raise TypeError(
+            f"`weight` must be a tensor of class weights; got {type(weight).__name__}. Pass torch.tensor(weight)."
+        )
     if weight.dim() != 1 or not bool(((weight >= 0) & weight.isfinite()).all()):
         raise ValueError(
             f"`weight` must be one finite number >= 0 per class, shape (C,); got {weight.tolist()}. "

@@ -1,7 +1,7 @@
 """The k-th largest of n numbers, by mass, exactly: three ways to the same answer.
 
 Where values may be read (plain tensors on the CPU): two pivots from a sample bracket the answer, so that about
-three reads of the data and a sort of the few candidates between the pivots settle it (Floyd and Rivest.
+three reads of the data and a look at the few candidates between the pivots settle it (Floyd and Rivest.
 Expected time bounds for selection. 1975). Ties and sorted or constant data cost no more.
 
 On an accelerator: bisection on the bits of the answer. Floats of one sign are ordered like their bits, so 32
@@ -20,8 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Masses are sums of rounded numbers: a sum this close to the wanted one, relatively, has reached it.
-SLACK = 1e-12
+from topkloss.tensors import values_are_readable
+
+# Masses are sums of rounded numbers: a sum this close to the wanted one, relatively, has reached it; and as much closer
+# for each element as a running sum may lose.
+SLACK, SLACK_OF_EACH = 1e-12, 2.0**-52
 
 # Up to this many elements kthvalue (or a sort) beats the pivots; measured on the CPU.
 SMALL = 20_000
@@ -33,16 +36,6 @@ class KthLargest(NamedTuple):
     score: Tensor
     above: Tensor
     tied: Tensor
-
-
-def values_are_readable(tensor: Tensor) -> bool:
-    """Whether Python may look at values here without waiting for a device or breaking a trace."""
-    return (
-        tensor.device.type == "cpu"
-        and type(tensor) in (Tensor, torch.nn.Parameter)
-        and not torch._C._are_functorch_transforms_active()
-        and not torch.compiler.is_compiling()
-    )
 
 
 def kth_largest(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLargest:
@@ -57,7 +50,7 @@ def kth_largest(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLarge
         The score, in the dtype of `scores`, and the masses around it. Unspecified where nothing is counted or a
         score is NaN; where the score is -inf and `mass` is None, `tied` includes what is not counted.
     """
-    need = wanted * (1 - SLACK)
+    need = wanted * (1 - SLACK - SLACK_OF_EACH * scores.numel())
     scores, mass = scores.reshape(-1), None if mass is None else mass.reshape(-1)
     if values_are_readable(scores):
         return _by_pivots(scores, mass, float(need)) if bool(need > 0) else _kth(scores.new_tensor(-torch.inf), 0, 0)
@@ -102,30 +95,34 @@ def _by_pivots(scores: Tensor, mass: Tensor | None, need: float) -> KthLargest:
         rank = min(max(math.ceil(need), 1), scores.numel())
         score = scores.kthvalue(scores.numel() - rank + 1).values
     else:
-        score = _by_sorting(scores, mass, torch.tensor(need, dtype=torch.float64))
+        score = _by_sorting(scores, mass, torch.tensor(need, dtype=torch.float64, device="cpu"))
     around = _around(score, scores, mass)
     return around._replace(above=around.above + above)
 
 
 def _kth(score: Tensor, above: float, tied: float) -> KthLargest:
-    return KthLargest(score, *torch.tensor([above, tied], dtype=torch.float64))
+    return KthLargest(score, *torch.tensor([above, tied], dtype=torch.float64, device="cpu"))
 
 
 def _bracket(scores: Tensor, mass: Tensor | None, need: float) -> tuple[Tensor, Tensor]:
     """Two scores that very probably have the answer between them: three deviations around its rank in a sample.
 
-    The sample walks the data in golden-ratio steps: spread evenly, in step with no row or stripe of an image, and
-    without touching the random state.
+    The sample walks the data in steps of about the golden ratio that meet each place once: spread evenly, in step
+    with no row or stripe of an image, and without touching the random state.
     """
     n = scores.numel()
     size = round(n ** (2 / 3))
-    places = torch.arange(size, device=scores.device) * round(n * 0.6180339887498949) % n
+    step = round(n * 0.6180339887498949)
+    while math.gcd(step, n) > 1:
+        step += 1
+    places = torch.arange(size, device=scores.device) * step % n
     sample, order = scores[places].sort(descending=True)
     if mass is None:
         rank = need / n * size
     else:
         reached = mass[places][order].cumsum(0)
-        rank = float(torch.searchsorted(reached, reached[-1] * (need / float(mass.sum()))))
+        total = float(mass.sum())
+        rank = float(torch.searchsorted(reached, reached[-1] * (need / total if total > 0 else 1.0)))
     margin = 1.5 * math.sqrt(size)
     last = size - 1
     return sample[min(max(int(rank + margin), 0), last)], sample[min(max(int(rank - margin), 0), last)]

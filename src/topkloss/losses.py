@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from topkloss.arguments import check_beside
-from topkloss.kth_largest import values_are_readable
+from topkloss.tensors import computing_dtype, values_are_readable
 
 __all__ = ["cross_entropy"]
 
@@ -37,7 +37,7 @@ def cross_entropy(
         outputs: Logits, shape (N, C) or (N, C, d1, ...), floating point. Half precision is computed in float32.
         targets: Class indices in [0, C), shape (N,) or (N, d1, ...), any integer type.
         mask: Bool, shaped like `targets`; True = counts. Outputs and targets elsewhere never matter, NaN and
-            illegal classes included; the loss there is finite and its gradient 0. Default: all count.
+            illegal classes included, and get no gradient from what counts. Default: all count.
         weight: Class weights w, shape (C,), non-negative.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1].
 
@@ -58,11 +58,11 @@ def cross_entropy(
     Cost: that of ``F.cross_entropy``; with smoothing, one more copy of the log-probabilities.
     Reference: Szegedy et al. Rethinking the Inception Architecture. CVPR 2016, section 7 (label smoothing).
     """
-    _check_shapes(outputs, targets)
+    check_logits(outputs, targets, weight)
     check_beside("targets", targets, mask=mask)
     classes = outputs.shape[1]
     targets = targets.long()
-    outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
+    outputs = outputs.to(computing_dtype(outputs))
     if mask is not None:
         targets = targets.masked_fill(~mask, 0)
         outputs = _without_poison(outputs, mask)
@@ -85,7 +85,7 @@ def cross_entropy(
         if weight is None:
             spread = -log_probabilities.sum(dim=1)
         else:
-            weight = weight.to(outputs.dtype)
+            weight = weight.detach().to(outputs.dtype)
             column = weight.view(1, -1, *(1,) * (outputs.dim() - 2))
             own = weight[targets]
             spread = -(log_probabilities * column).sum(dim=1) / torch.where(own > 0, own, 1)
@@ -103,7 +103,8 @@ def _without_poison(outputs: Tensor, mask: Tensor) -> Tensor:
     return outputs.masked_fill(~mask.unsqueeze(1), 0)
 
 
-def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
+def check_logits(outputs: Tensor, targets: Tensor, weight: Tensor | None) -> None:
+    """Types and shapes that fit: logits, classes, and one weight per class."""
     if not outputs.is_floating_point():
         raise TypeError(f"`outputs` must be floating-point logits; got {outputs.dtype}. Pass outputs.float().")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
@@ -115,4 +116,9 @@ def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
         raise ValueError(
             "`outputs` must have shape (N, C) or (N, C, d1, ...) and `targets` the same without C; "
             f"got {tuple(outputs.shape)} and {tuple(targets.shape)}. The classes are dimension 1: move them there."
+        )
+    if weight is not None and weight.numel() != outputs.shape[1]:
+        raise ValueError(
+            f"`weight` must hold one number per class; got {weight.numel()} for {outputs.shape[1]} classes. "
+            "The classes are dimension 1 of the outputs."
         )

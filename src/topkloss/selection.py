@@ -18,20 +18,25 @@ import torch
 from torch import Tensor
 
 from topkloss.arguments import NanPolicy, check_drop, check_k, check_nan_policy, check_tensors
-from topkloss.kth_largest import kth_largest, values_are_readable
+from topkloss.kth_largest import SLACK, kth_largest
+from topkloss.tensors import computing_dtype, values_are_readable
 
 __all__ = ["Selection", "topk_select", "topk_threshold", "topk_weights"]
 
 # A count within this relative distance of an integer is that integer: 0.29 * 100 selects 29.
 SNAP = 1e-9
 
+# Less than this share of the counted mass is as good as this share, which 1/k can still be computed of in float32;
+# behind a dropped mass, which rounds, as good as more.
+LEAST, LEAST_BEHIND_DROPPED = 1e-30, 1e-11
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Selection:
     """What a selection took: everything that a monitor reads, nothing that carries a gradient.
 
     Attributes:
-        threshold: Scalar, the smallest score that reaches into the selection; -inf where nothing was counted.
+        threshold: Scalar, the score at which the mass asked for is reached; -inf where nothing was counted.
         weights: Shaped like the losses; non-negative, of sum 1 (0 where nothing was counted).
         kept: Shaped like the losses, bool: True where the weight is not zero.
         value: Scalar, the sum of weights times losses: the aggregate, detached.
@@ -94,8 +99,8 @@ def topk_threshold(
         >>> topk_threshold(torch.tensor([3.0, 1.0, 2.0, 5.0]), k=2)
         tensor(3.)
 
-    Cost: on the CPU about three reads of the losses; elsewhere, and under torch.compile, 32 reads
-        (64 for float64), without a sort and without waiting for the device.
+    Cost: on the CPU about three reads of the losses; on an accelerator 32 (64 for float64), without a sort and
+        without waiting for the device; under torch.compile on the CPU and under vmap, one sort.
     Reference: Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017, Lemma 1.
     """
     check_k(k, fraction)
@@ -219,7 +224,7 @@ def count(
     check_nan_policy(nan_policy)
     losses, mask = losses.detach(), None if mask is None else mask.detach()
     ranked = losses if scores is None else scores.detach()
-    ranked = ranked.to(_ranking_dtype(ranked))
+    ranked = ranked.to(computing_dtype(ranked))
     poisoned = losses.new_zeros((), dtype=torch.bool)
     omitted = losses.new_zeros((), dtype=torch.int64)
     mass = None
@@ -242,21 +247,21 @@ def count(
             "`losses` (or `scores`) must not be NaN where counted; got NaN. "
             'Pass nan_policy="omit" to leave such elements out.'
         )
-    if mass is not None and mask is not None:
-        mass = mass.masked_fill(~mask, 0)
-        total = mass.sum()
-    elif mask is not None:
+    if mask is None:
+        total = torch.full((), losses.numel(), dtype=torch.float64, device=losses.device)
+    elif mass is None:
         total = mask.sum().double()
     else:
-        total = torch.full((), losses.numel(), dtype=torch.float64, device=losses.device)
-    return Counted(ranked, mask, mass, total, poisoned, omitted, _ranking_dtype(losses))
+        mass = mass.masked_fill(~mask, 0)
+        total = mass.sum()
+    return Counted(ranked, mask, mass, total, poisoned, omitted, computing_dtype(losses))
 
 
 def _uncounted_last(scores: Tensor, mask: Tensor) -> Tensor:
     """The scores, -inf where not counted.
 
-    Adding 0 or -inf is several times faster on the CPU than choosing by a mask. It differs where NaN or inf stands in
-    a place that is not counted, which shows as a NaN.
+    Adding 0 or -inf, which is -huge * huge, is several times faster on the CPU than choosing by a mask. It differs
+    where NaN or inf stands in a place that is not counted, which shows as a NaN.
     """
     if values_are_readable(scores) and scores.numel() > 0:
         huge = torch.finfo(scores.dtype).max
@@ -277,30 +282,28 @@ def _unusable(mass: Tensor, mask: Tensor | None) -> Tensor:
             f"`sample_weight` must be finite and >= 0 where counted; got {mass[wrong][0].item():g}. "
             "To leave an element out give it weight 0 or mask=False."
         )
-    return wrong.any()
-
-
-def _ranking_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return wrong.any() | (mass if mask is None else mass.masked_fill(~mask, 0)).sum().isinf()
 
 
 def capacity(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
     """The mass asked for, 0-dim float64: `count`, or `fraction` of the total; near-integers snapped; at most all."""
     if fraction is not None:
-        wanted = total * fraction
+        wanted = total * float(fraction)
     else:
         assert count is not None
-        wanted = torch.full((), float(count), dtype=torch.float64, device=total.device)
+        wanted = torch.ones_like(total) * float(count)  # not torch.full: a compiled graph then serves every count
     nearest = wanted.round()
-    wanted = torch.where((wanted - nearest).abs() <= SNAP * wanted, nearest, wanted)
-    return torch.minimum(wanted, total)
+    snapped = torch.where((wanted - nearest).abs() <= SNAP * wanted, nearest, wanted)
+    return torch.where(wanted < total, snapped, total).minimum(total)
 
 
 class Cut(NamedTuple):
     """Where a given mass of the largest ends."""
 
     score: Tensor  # elements above it lie before the end, those below it behind
-    part: Tensor  # 0-dim float64: how much of each element at that score lies before the end; NaN where none counts
+    above: Tensor  # 0-dim float64: the mass of all elements above that score
+    tied: Tensor  # 0-dim float64: the mass of all elements at it
+    part: Tensor  # 0-dim float64: how much of each of them lies before the end; NaN where none counts
 
 
 def cut(counted: Counted, wanted: Tensor) -> Cut:
@@ -308,28 +311,24 @@ def cut(counted: Counted, wanted: Tensor) -> Cut:
     score, above, tied = kth_largest(counted.scores, counted.mass, wanted)
     score = torch.where(counted.total > 0, score, -torch.inf)
     tied = torch.where(score == -torch.inf, counted.total - above, tied)
-    return Cut(torch.where(counted.poisoned, torch.nan, score), ((wanted - above) / tied).clamp(0, 1))
+    return Cut(torch.where(counted.poisoned, torch.nan, score), above, tied, ((wanted - above) / tied).clamp(0, 1))
 
 
-def share(scores: Tensor, end: Cut, start: Cut | None = None) -> Tensor:
+def share(counted: Counted, end: Cut, start: Cut | None = None) -> Tensor:
     """How much of each element, in [0, 1], lies before the end and behind the start.
 
     By arithmetic on 1 (above), 0 (tied) and -1 (below), which is several times faster on the CPU than masks are.
     """
+    before = _side(counted, end.score).add_(end.part.to(counted.dtype)).clamp(0, 1)
     if start is None:
-        return _side(scores, end.score).add_(end.part.to(scores.dtype)).clamp(0, 1)
-    # what is left of a tied element is a difference to be taken in float64: of a million ties, a millionth each
-    same = start.score == end.score
-    before = torch.where(same, end.part - start.part, end.part).to(scores.dtype)
-    behind = torch.where(same, 1, 1 - start.part).to(scores.dtype)
-    return torch.minimum(
-        _side(scores, end.score).add_(before).clamp(0, 1), _side(scores, start.score).neg_().add_(behind).clamp(0, 1)
-    )
+        return before
+    behind = _side(counted, start.score).neg_().add_((1 - start.part).to(counted.dtype)).clamp(0, 1)
+    return torch.minimum(before, behind)
 
 
-def _side(scores: Tensor, score: Tensor) -> Tensor:
+def _side(counted: Counted, score: Tensor) -> Tensor:
     """1 above the score, 0 at it (infinities too), -1 below."""
-    return (scores - score).nan_to_num_(nan=0.0).sign_()
+    return (counted.scores - score).nan_to_num_(nan=0.0).sign_().to(counted.dtype)
 
 
 def ranked_weights(
@@ -343,12 +342,19 @@ def ranked_weights(
     """Weights of the mass that follows the dropped one, and its lowest score."""
     wanted = capacity(counted.total, k, fraction)
     if not drop and not drop_fraction:
+        wanted = wanted.maximum(LEAST * counted.total)
         end = cut(counted, wanted)
-        return spread(counted, share(counted.scores, end), wanted, end.score), end.score
+        return spread(counted, share(counted, end), wanted, end.score), end.score
     dropped = capacity(counted.total, drop, drop_fraction)
-    reached = torch.minimum(dropped + wanted, counted.total)
-    start, end = cut(counted, dropped), cut(counted, reached)
-    return spread(counted, share(counted.scores, end, start), reached - dropped, end.score), end.score
+    left = counted.total - dropped
+    left = torch.where(left > SLACK * counted.total, left, 0)
+    selected = wanted.maximum(LEAST_BEHIND_DROPPED * counted.total).minimum(left)
+    start, end = cut(counted, dropped), cut(counted, dropped + selected)
+    # of the selected mass itself, not of its sum with the dropped one, which rounds
+    part = (selected - (end.above - dropped).clamp(min=0)) / end.tied
+    end = end._replace(part=part.clamp(0, 1))
+    start = start._replace(part=torch.where(start.score == end.score, 0, start.part))
+    return spread(counted, share(counted, end, start), selected, end.score), end.score
 
 
 def spread(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest: Tensor) -> Tensor:
