@@ -33,9 +33,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "topkloss"
 EXPLAINED = Path(__file__).with_name("mutation_survivors.csv")
 MODULES = ("selection.py", "aggregate.py")
-# First a glance, on few random batches; what it does not notice is tried in full. What tries the threshold alone, or
-# compiles machine code, is left out.
-ROUNDS = {"quick": ("situations", "errors", "laws"), "default": ("criterion", "selection", "torch", "laws")}
+# First a glance, the oracles and few random batches; what it does not notice is tried in full. What tries the threshold
+# alone, or compiles machine code, is left out.
+SELECTION = "tests/test_selection.py"
+ROUNDS = {
+    "quick": [
+        f"{SELECTION}::test_selection_is_the_oracles_with_drop_and_scores",
+        f"{SELECTION}::test_weights_and_threshold_are_the_oracles",
+        "tests/test_errors.py",
+        "tests/test_laws.py",
+    ],
+    "default": [SELECTION, "tests/test_criterion.py", "tests/test_torch.py", "tests/test_laws.py"],
+}
 LEFT_OUT = "not all_ways and not pivots and not machine_code"
 # One operator becomes each of these only: the others (shifts, powers, remainders) fail at once or say the same.
 INSTEAD = ("_Add", "_Sub", "_Mul", "_Div", "_BitAnd", "_BitOr")
@@ -130,8 +139,7 @@ def _start(mutant: Mutant, round_: str, folder: Path) -> int:
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     signal.alarm(LONGEST)
-    tests = [f"tests/test_{name}.py" for name in ROUNDS[round_]]
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-k", LEFT_OUT, *tests])
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-k", LEFT_OUT, *ROUNDS[round_]])
     assert str(sys.modules["topkloss"].__file__).startswith(str(folder))
     os._exit(code)
 
