@@ -11,8 +11,8 @@ OLDEST = .venv-oldest
 SETTINGS = pyproject.toml constraints.txt
 
 # What the oldest torch is tested with: the core, which needs torch alone.
-CORE_TESTS = tests/test_laws.py tests/test_mutants.py tests/test_selection.py tests/test_criterion.py \
-	tests/test_errors.py tests/test_situations.py tests/test_torch.py tests/test_house.py::test_examples_of_the_core
+CORE_TESTS = $(patsubst %,tests/test_%.py,criterion errors laws mutants selection situations torch) \
+             tests/test_house.py::test_examples_of_the_core
 
 # One thread each: two on shared cores are many times slower. Nothing in the tests is downloaded.
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
