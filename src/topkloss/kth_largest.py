@@ -26,6 +26,9 @@ from topkloss.tensors import values_are_readable
 # for each element as a running sum may lose.
 SLACK, SLACK_OF_EACH = 1e-12, 2.0**-52
 
+# Up to this many ones float32 adds without rounding.
+COUNTABLE = 2**24
+
 # Up to this many elements kthvalue (or a sort) beats the pivots; measured on the CPU.
 SMALL = 20_000
 
@@ -134,7 +137,8 @@ def _mass_where(compare: Callable[..., Tensor], scores: Tensor, pivot: Tensor, m
     The comparison is written as numbers, 0 and 1: on the CPU several times faster than as booleans.
     """
     if mass is None:
-        return float(compare(scores, pivot, out=torch.empty_like(scores)).sum(dtype=torch.float64))
+        ones = compare(scores, pivot, out=torch.empty_like(scores))
+        return float(ones.sum(dtype=None if scores.numel() <= COUNTABLE else torch.float64))
     return float(torch.dot(compare(scores, pivot, out=torch.empty_like(mass)), mass))
 
 
