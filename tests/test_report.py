@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
+from matplotlib.axes import Axes
 
 from topkloss.report.figure import draw
 from topkloss.report.table import chance, table
@@ -111,6 +115,30 @@ def test_the_figure_names_runs_and_classes(tmp_path: Path) -> None:
         draw([AVERAGE, MINED], tmp_path / "runs.svg")
     text = (tmp_path / "runs.svg").read_text()
     assert all(f">{word}<" in text for word in ("average", "top-k 0.5", "cat", "dog"))
+
+
+def test_the_name_of_a_class_is_no_formula(tmp_path: Path) -> None:
+    import matplotlib
+
+    odd = replace(AVERAGE, recall={"$x_1$": 0.5, "^{": 0.5, "a<b>&": 0.5})
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw([odd], tmp_path / "runs.svg")
+    text = (tmp_path / "runs.svg").read_text()
+    assert all(f">{word}<" in text for word in ("$x_1$", "^{", "a&lt;b&gt;&amp;"))
+
+
+def test_runs_with_other_classes_keep_their_dots_over_their_names(tmp_path: Path) -> None:
+    drawn: list[list[float]] = []
+    plot = Axes.plot
+
+    def seen(axes: Axes, x: list[float], y: list[float], **style: Any) -> object:
+        drawn.append(list(y))
+        return plot(axes, x, y, **style)
+
+    with mock.patch.object(Axes, "plot", seen):
+        draw([AVERAGE, replace(MINED, recall={"bird": 0.5, "dog": 0.9})], tmp_path / "runs.png")
+    assert drawn[0] == pytest.approx([95, 75, math.nan], nan_ok=True)
+    assert drawn[2] == pytest.approx([math.nan, 90, 50], nan_ok=True)
 
 
 def test_another_kind_of_figure_is_refused(tmp_path: Path) -> None:

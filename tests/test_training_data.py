@@ -73,6 +73,15 @@ def test_labels_that_look_like_nothing_are_labels(table: Path) -> None:
     assert read_table(table).classes == ("2", "10", "NA")
 
 
+def test_the_order_of_classes_is_not_that_of_the_file(table: Path) -> None:
+    text = table.read_text().replace(",blank", ",nan").replace(",10", ",-1e3")
+    table.write_text(text)
+    assert read_table(table).classes == ("-1e3", "2", "nan")
+    head, *lines = text.splitlines()
+    table.write_text("\n".join([head, *lines[::-1]]) + "\n")
+    assert read_table(table).classes == ("-1e3", "2", "nan")
+
+
 def test_images_may_lie_elsewhere(table: Path, tmp_path: Path) -> None:
     (tmp_path / "csv").mkdir()
     moved = table.rename(tmp_path / "csv" / "pictures.csv")

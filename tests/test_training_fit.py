@@ -220,6 +220,16 @@ def test_an_empty_folder_may_be_filled(config: TrainConfig) -> None:
     assert (config.folder / "last.ckpt").is_file()
 
 
+def test_the_folder_may_be_the_current_one(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    fit(replace(config, epochs=1, out="."))
+    assert (here / "metrics.json").is_file()
+
+
 def test_a_folder_that_cannot_be_made_is_said(config: TrainConfig) -> None:
     with pytest.raises(
         InputError, match=r"^`--out` must be a folder that can be made; got .*: (Not a directory|File exists)\."

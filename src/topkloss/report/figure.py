@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from topkloss.report.table import name
+from topkloss.report.table import classes, name
 from topkloss.training.errors import InputError
 from topkloss.training.records import RunRecord, replacing
 
@@ -34,14 +35,15 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
         raise InputError(f"`--figure` must end in .png or .svg; got {path}. Pass {path.with_suffix('.png')}.")
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
+    labels = classes(records)
     for number, record in enumerate(records):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        places = [place + 0.25 * (number - (len(records) - 1) / 2) for place in range(len(record.recall))]
-        recall = [100 * value for value in record.recall.values()]
+        places = [place + 0.25 * (number - (len(records) - 1) / 2) for place in range(len(labels))]
+        recall = [100 * record.recall.get(label, math.nan) for label in labels]
         left.plot(places, recall, linestyle="none", color=colour, marker=marker)
         epochs, losses = zip(*((epoch.epoch, epoch.cross_entropy) for epoch in record.epochs), strict=True)
         right.plot(epochs, losses, label=name(record), color=colour, marker=marker)
-    _name_classes(left, list(records[0].recall))
+    _name_classes(left, labels)
     left.set(xlabel="class", ylabel="recall on held-out images, %")
     right.set(xlabel="epoch", ylabel="held-out cross-entropy, nats", ylim=(0, None))
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -58,6 +60,6 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
         ) from error
 
 
-def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
-    crowded = sum(map(len, classes)) > 60
-    axes.set_xticks(range(len(classes)), classes, rotation=90 if crowded else 0)
+def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
+    crowded = sum(map(len, labels)) > 60
+    axes.set_xticks(range(len(labels)), labels, rotation=90 if crowded else 0, parse_math=False)  # a "$" is no formula

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 
 from topkloss.training.records import RunRecord
 
-__all__ = ["chance", "name", "table"]
+__all__ = ["chance", "classes", "name", "table"]
 
 
 def table(records: Sequence[RunRecord]) -> str:
     """A column per run: accuracy, cross-entropy and the recall of each class on the held-out images, and the cost."""
-    classes = list(dict.fromkeys(label for record in records for label in record.recall))
     rows = [
         ("", [name(record) for record in records]),
         ("accuracy, %", [_percent(record.last.accuracy) for record in records]),
         ("mean recall, %", [_percent(_mean(record.recall)) for record in records]),
-        *((f"recall of {label}, %", [_percent(record.recall.get(label)) for record in records]) for label in classes),
+        *(
+            (f"recall of {label}, %", [_percent(record.recall.get(label)) for record in records])
+            for label in classes(records)
+        ),
         ("cross-entropy, nats", [f"{record.last.cross_entropy:.4f}" for record in records]),
         ("epochs", [str(len(record.epochs)) for record in records]),
         ("seconds", [f"{record.seconds:.0f}" for record in records]),
@@ -29,6 +31,11 @@ def table(records: Sequence[RunRecord]) -> str:
         for title, cells in rows
     ]
     return "\n".join([*lines, "", _worth(records)])
+
+
+def classes(records: Sequence[RunRecord]) -> list[str]:
+    """The classes of all runs, each once, in the order of the first that has them."""
+    return list(dict.fromkeys(label for record in records for label in record.recall))
 
 
 def name(record: RunRecord) -> str:

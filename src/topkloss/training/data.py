@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import random
 import warnings
 from collections import defaultdict
@@ -225,8 +226,9 @@ def _reason(error: Exception) -> str:
 
 
 def _numerically(label: str) -> tuple[int, float, str]:
-    """Numbers first, by value; then words."""
+    """Numbers first, by value; then words, "nan" among them: it has no place in an order."""
     try:
-        return 0, float(label), label
+        value = float(label)
     except ValueError:
-        return 1, 0.0, label
+        value = math.nan
+    return (1, 0.0, label) if math.isnan(value) else (0, value, label)

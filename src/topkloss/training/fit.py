@@ -207,8 +207,9 @@ def _folder(final: Path) -> Iterator[Path]:
         yield final  # the first process writes
         return
     try:
-        final.absolute().parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.absolute().parent))
+        final = final.absolute()  # "." has no name
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     except OSError as error:
         raise InputError(
             f"`--out` must be a folder that can be made; got {final}: {error.strerror}. Pass another."
