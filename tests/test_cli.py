@@ -13,6 +13,7 @@ import pytest
 
 import topkloss
 from tests.pictures import write_pictures
+from tests.test_report import AVERAGE
 from topkloss.cli import main
 from topkloss.training.records import RunRecord
 
@@ -99,6 +100,17 @@ def test_interruption_leaves_nothing(table: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert error == "topkloss: interrupted; nothing was written.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    AVERAGE.write(tmp_path)
+    command = [sys.executable, "-m", "topkloss.cli", "report", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        error = process.stderr.read()
+    assert (process.returncode, error) == (141, "")
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")

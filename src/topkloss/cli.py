@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; default: those of the process.
 
     Returns:
-        The exit code: 0, or 2 for bad input, or 130 after Ctrl-C.
+        The exit code: 0, or 2 for bad input, or 130 after Ctrl-C, or 141 where nobody reads the output any more.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -33,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _train(TrainConfig(**{name: getattr(arguments, name) for name in DEFAULTS}))
         else:
             _report(arguments.runs, arguments.figure)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, `head` for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("topkloss: interrupted; nothing was written.", file=sys.stderr)
         return 130
