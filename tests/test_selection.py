@@ -174,6 +174,14 @@ def test_a_nan_in_losses_or_scores_is_a_nan(losses: list[float], scores: list[fl
         average_top_k(torch.tensor(losses), nan_policy="raise", **given_)  # type: ignore[arg-type]
 
 
+def test_a_word_read_from_a_file_is_that_word() -> None:
+    losses = torch.tensor([1.0, math.nan, 3.0])
+    omit, raise_ = ("".join(letters) for letters in (["o", "mit"], ["r", "aise"]))
+    assert average_top_k(losses, k=1, nan_policy=omit) == 3  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must not be NaN"):
+        average_top_k(losses, k=1, nan_policy=raise_)  # type: ignore[arg-type]
+
+
 def test_a_masked_nan_is_not_omitted_but_masked() -> None:
     losses = torch.tensor([math.nan, 1.0])
     assert topk_select(losses, k=1, mask=torch.tensor([False, True]), nan_policy="omit").omitted == 0
@@ -197,6 +205,16 @@ def test_a_share_of_a_count_is_snapped_to_the_integer(fraction: float, n: int, k
     assert selection.kept.sum() == kept
     if kept / n == pytest.approx(fraction):
         assert selection.weights.max() == torch.tensor(1.0 / kept)
+
+
+def test_a_count_within_a_billionth_of_an_integer_is_that_integer() -> None:
+    losses = torch.arange(100, dtype=torch.float64)
+    for near in (29 * (1 - 5e-10), 29, 29 * (1 + 5e-10)):
+        weights = topk_weights(losses, k=near)
+        assert (weights != 0).sum() == 29
+        assert weights.max().item() == 1 / 29
+    assert (topk_weights(losses, k=29 * (1 + 2e-9)) != 0).sum() == 30
+    assert topk_weights(losses, k=29 * (1 - 2e-9)).max().item() > 1 / 29
 
 
 def test_a_share_that_is_no_integer_is_not_rounded() -> None:
@@ -225,6 +243,8 @@ def test_tiny_and_huge_masses() -> None:
     for scale in (1e-300, 1e-30, 1e30, 1e300):
         mass = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64) * scale
         assert average_top_k(losses, fraction=0.5, sample_weight=mass).item() == pytest.approx(2.5 + 1 / 6)
+        middle = topk_select(losses, fraction=1 / 3, drop_fraction=1 / 3, sample_weight=mass)
+        assert middle.value.item() == pytest.approx(2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -238,6 +258,11 @@ def test_next_to_nothing_is_the_largest(asked: dict[str, float], dtype: torch.dt
 def test_a_thin_range_of_many_ties() -> None:
     selection = topk_select(torch.ones(1_000_000), k=1e-3, drop=0.25)
     assert selection.weights.double().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_thin_rest_of_many_ties_keeps_its_precision() -> None:
+    selection = topk_select(torch.ones(1_000_000, dtype=torch.float64), k=1e-3, drop=999_999.999)
+    assert selection.weights.sum().item() == pytest.approx(1, abs=1e-12)
 
 
 def test_rounding_leaves_nothing_behind_a_drop_of_all() -> None:
