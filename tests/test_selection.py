@@ -174,6 +174,12 @@ def test_a_nan_in_losses_or_scores_is_a_nan(losses: list[float], scores: list[fl
         average_top_k(torch.tensor(losses), nan_policy="raise", **given_)  # type: ignore[arg-type]
 
 
+def test_a_nan_is_on_all_that_counts_and_nowhere_else() -> None:
+    selection = topk_select(torch.tensor([1.0, math.nan, 5.0]), k=1, mask=torch.tensor([True, True, False]))
+    assert selection.weights.tolist() == pytest.approx([math.nan, math.nan, 0], nan_ok=True)
+    assert selection.kept.tolist() == [True, True, False]
+
+
 def test_a_word_read_from_a_file_is_that_word() -> None:
     losses = torch.tensor([1.0, math.nan, 3.0])
     omit, raise_ = ("".join(letters) for letters in (["o", "mit"], ["r", "aise"]))
@@ -215,6 +221,12 @@ def test_a_count_within_a_billionth_of_an_integer_is_that_integer() -> None:
         assert weights.max().item() == 1 / 29
     assert (topk_weights(losses, k=29 * (1 + 2e-9)) != 0).sum() == 30
     assert topk_weights(losses, k=29 * (1 - 2e-9)).max().item() > 1 / 29
+
+
+def test_all_of_a_mass_near_an_integer_is_all_of_it() -> None:
+    mass = torch.tensor([1.0, 1.0, 1.0 + 3e-10], dtype=torch.float64)
+    weights = topk_weights(torch.arange(3.0, dtype=torch.float64), fraction=1, sample_weight=mass)
+    assert weights.tolist() == pytest.approx((mass / mass.sum()).tolist(), abs=1e-15)
 
 
 def test_a_share_that_is_no_integer_is_not_rounded() -> None:
@@ -285,6 +297,10 @@ def test_rounding_of_many_masses_does_not_move_the_threshold() -> None:
 def test_masses_whose_sum_overflows_are_not_hidden() -> None:
     mass = torch.full((2,), 1e308, dtype=torch.float64)
     assert average_top_k(torch.tensor([1.0, 2.0]), k=1, sample_weight=mass).isnan()
+    losses, mass = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1e308, 1e308, 1.0], dtype=torch.float64)
+    huge = torch.tensor([True, True, False])
+    assert average_top_k(losses, k=1, sample_weight=mass, mask=huge).isnan()
+    assert average_top_k(losses, k=1, sample_weight=mass, mask=~huge) == 3
 
 
 def test_precise_losses_keep_their_precision_under_coarse_scores() -> None:
