@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from fractions import Fraction
 from unittest import mock
 
@@ -16,7 +17,16 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from tests.laws import Batch, batches
-from topkloss import Selection, average_top_k, kth_largest, reference, topk_select, topk_threshold, topk_weights
+from topkloss import (
+    Selection,
+    average_top_k,
+    kth_largest,
+    maximum,
+    reference,
+    topk_select,
+    topk_threshold,
+    topk_weights,
+)
 from topkloss.kth_largest import SLACK, _by_bisection, _by_pivots, _by_sorting
 
 # The threshold at every size: three ways and torch.sort
@@ -267,6 +277,21 @@ def test_next_to_nothing_is_the_largest(asked: dict[str, float], dtype: torch.dt
     assert selection.weights.tolist() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("drop", [None, 0.1])
+def test_rounding_never_keeps_what_lies_below(drop: float | None) -> None:
+    losses, mass = torch.arange(12.0, dtype=torch.float64), torch.full((12,), 0.1, dtype=torch.float64)
+    selection = topk_select(losses, k=0.3 * (1 + 5e-13), drop=drop, sample_weight=mass)
+    assert selection.kept.sum() == 3
+    assert (selection.weights >= 0).all()
+
+
+def test_the_gradient_of_an_infinite_maximum_is_on_it_alone() -> None:
+    for values, expected in (([1.0, math.inf, 5.0], [0, 1, 0]), ([-math.inf, -math.inf, 5.0], [0.5, 0.5, 0])):
+        losses = torch.tensor(values, requires_grad=True)
+        (gradient,) = torch.autograd.grad(maximum(losses, mask=torch.tensor([True, True, False])), losses)
+        assert gradient.tolist() == expected
+
+
 def test_a_thin_range_of_many_ties() -> None:
     selection = topk_select(torch.ones(1_000_000), k=1e-3, drop=0.25)
     assert selection.weights.double().sum().item() == pytest.approx(1, abs=1e-6)
@@ -310,8 +335,10 @@ def test_precise_losses_keep_their_precision_under_coarse_scores() -> None:
         assert weights.sum().item() == pytest.approx(1, abs=1e-15)
 
 
-def test_selections_are_compared_by_identity() -> None:
+def test_selections_are_compared_by_identity_and_not_changed() -> None:
     selection = topk_select(torch.tensor([1.0, 2.0]), k=1)
+    with pytest.raises(FrozenInstanceError):
+        selection.value = torch.tensor(0.0)  # type: ignore[misc]
     same = selection
     assert selection == same
     assert selection != topk_select(torch.tensor([1.0, 2.0]), k=1)
