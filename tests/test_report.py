@@ -56,6 +56,11 @@ def test_a_large_difference_is_called_so() -> None:
     assert "differ by 30.0 points, more than\nthe 11.3 that" in table([AVERAGE, weak])
 
 
+def test_runs_with_the_same_loss_are_called_by_their_folders() -> None:
+    folders = [replace(MINED, config=replace(MINED.config, out=out)) for out in ("runs/small", "runs/large")]
+    assert table(folders).split("\n")[0].split() == ["runs/small", "runs/large"]
+
+
 def test_one_run_is_not_compared() -> None:
     assert table([AVERAGE]).endswith("Measured on 100 held-out images, with one seed.")
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from topkloss.report.table import classes, name
+from topkloss.report.table import classes, names
 from topkloss.training.errors import InputError
 from topkloss.training.records import RunRecord, replacing
 
@@ -35,14 +35,15 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
         raise InputError(f"`--figure` must end in .png or .svg; got {path}. Pass {path.with_suffix('.png')}.")
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
-    labels = classes(records)
+    labels, called = classes(records), names(records)
+    apart = min(0.25, 0.8 / len(records))
     for number, record in enumerate(records):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        places = [place + 0.25 * (number - (len(records) - 1) / 2) for place in range(len(labels))]
+        places = [place + apart * (number - (len(records) - 1) / 2) for place in range(len(labels))]
         recall = [100 * record.recall.get(label, math.nan) for label in labels]
         left.plot(places, recall, linestyle="none", color=colour, marker=marker)
         epochs, losses = zip(*((epoch.epoch, epoch.cross_entropy) for epoch in record.epochs), strict=True)
-        right.plot(epochs, losses, label=name(record), color=colour, marker=marker)
+        right.plot(epochs, losses, label=called[number], color=colour, marker=marker)
     _name_classes(left, labels)
     left.set(xlabel="class", ylabel="recall on held-out images, %")
     right.set(xlabel="epoch", ylabel="held-out cross-entropy, nats", ylim=(0, None))

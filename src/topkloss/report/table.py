@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from topkloss.training.records import RunRecord
 
-__all__ = ["chance", "classes", "name", "table"]
+__all__ = ["chance", "classes", "names", "table"]
 
 
 def table(records: Sequence[RunRecord]) -> str:
     """A column per run: accuracy, cross-entropy and the recall of each class on the held-out images, and the cost."""
     rows = [
-        ("", [name(record) for record in records]),
+        ("", names(records)),
         ("accuracy, %", [_percent(record.last.accuracy) for record in records]),
         ("mean recall, %", [_percent(_mean(record.recall)) for record in records]),
         *(
@@ -38,10 +38,10 @@ def classes(records: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(label for record in records for label in record.recall))
 
 
-def name(record: RunRecord) -> str:
-    """What a reader calls the run: its loss, and its model."""
-    share = record.config.share
-    return "average" if share == 1 else f"top-k {share:g}"
+def names(records: Sequence[RunRecord]) -> list[str]:
+    """What a reader calls the runs: by their losses, or by their folders where two have the same loss."""
+    losses = ["average" if record.config.share == 1 else f"top-k {record.config.share:g}" for record in records]
+    return losses if len(set(losses)) == len(losses) else [str(record.config.folder) for record in records]
 
 
 def chance(one: float, other: float, n: int) -> float:
