@@ -126,10 +126,19 @@ def test_the_name_of_a_class_is_no_formula(tmp_path: Path) -> None:
     import matplotlib
 
     odd = replace(AVERAGE, recall={"$x_1$": 0.5, "^{": 0.5, "a<b>&": 0.5})
+    other = replace(odd, config=replace(odd.config, out="runs/$y_1$"))
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        draw([odd], tmp_path / "runs.svg")
+        draw([odd, other], tmp_path / "runs.svg")
     text = (tmp_path / "runs.svg").read_text()
-    assert all(f">{word}<" in text for word in ("$x_1$", "^{", "a&lt;b&gt;&amp;"))
+    assert all(f">{word}<" in text for word in ("$x_1$", "^{", "a&lt;b&gt;&amp;", "runs/$y_1$"))
+
+
+def test_an_epoch_is_a_whole_number(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw([replace(AVERAGE, epochs=AVERAGE.epochs[:1])], tmp_path / "runs.svg")
+    assert "1.000" not in (tmp_path / "runs.svg").read_text()
 
 
 def test_runs_with_other_classes_keep_their_dots_over_their_names(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
     _name_classes(left, labels)
     left.set(xlabel="class", ylabel="recall on held-out images, %")
     right.set(xlabel="epoch", ylabel="held-out cross-entropy, nats", ylim=(0, None))
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.legend(frameon=False)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for text in right.legend(frameon=False).get_texts():
+        text.set_parse_math(False)  # a "$" is no formula
     for axes in (left, right):
         axes.grid(axis="y", color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
@@ -63,4 +64,4 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
 
 def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
     crowded = sum(map(len, labels)) > 60
-    axes.set_xticks(range(len(labels)), labels, rotation=90 if crowded else 0, parse_math=False)  # a "$" is no formula
+    axes.set_xticks(range(len(labels)), labels, rotation=90 if crowded else 0, parse_math=False)
