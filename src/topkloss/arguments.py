@@ -51,6 +51,72 @@ def check_drop(drop: float | None, drop_fraction: float | None, *, required: boo
         )
 
 
+def check_floor(threshold: float, min_kept: float | None, min_fraction: float | None) -> None:
+    """A threshold, and at most one of the least number and the least share that are kept."""
+    if math.isnan(real_number("threshold", threshold)):
+        raise ValueError("`threshold` must be a number; got nan. To keep a share of the elements use average_top_k.")
+    if min_kept is not None and min_fraction is not None:
+        raise ValueError(
+            f"at most one of `min_kept` and `min_fraction` must be given; got min_kept={min_kept!r} and "
+            f"min_fraction={min_fraction!r}. To keep at least a sixteenth pass min_fraction=1/16."
+        )
+    if min_kept is not None and not real_number("min_kept", min_kept) >= 0:
+        raise ValueError(f"`min_kept` must satisfy min_kept >= 0; got {min_kept}. For no least number leave it out.")
+    if min_fraction is not None and not 0 < real_number("min_fraction", min_fraction) <= 1:
+        raise ValueError(
+            f"`min_fraction` must satisfy 0 < min_fraction <= 1; got {float(min_fraction):g}. "
+            "To keep at least a sixteenth pass min_fraction=1/16."
+        )
+
+
+def check_ratio(ratio: float, min_negatives: float) -> None:
+    """How many negatives for each positive, and how many at least."""
+    if not 0 < real_number("ratio", ratio) < math.inf:
+        raise ValueError(f"`ratio` must satisfy 0 < ratio < inf; got {ratio}. SSD takes 3 negatives per positive.")
+    if not 0 <= real_number("min_negatives", min_negatives) < math.inf:
+        raise ValueError(
+            f"`min_negatives` must satisfy 0 <= min_negatives < inf; got {min_negatives}. "
+            "Pass 0 for none where nothing is positive."
+        )
+
+
+def check_weights_of_parts(name: str, number: int, weights: list[float]) -> None:
+    """One finite weight >= 0 for each part, one of them above 0."""
+    if len(weights) != number:
+        raise ValueError(
+            f"`{name}` and `weights` must be as many; got {number} and {len(weights)}. Give a part that is not wanted "
+            "the weight 0."
+        )
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ValueError(
+            f"`weights` must be finite and >= 0, one of them above 0; got {weights}. A weight of 0 leaves its part out."
+        )
+
+
+def check_smoothing(smoothing: float) -> None:
+    """The width over which a kink is rounded off."""
+    if not 0 <= real_number("smoothing", smoothing) < math.inf:
+        raise ValueError(
+            f"`smoothing` must satisfy 0 <= smoothing < inf; got {smoothing}. For the exact form pass smoothing=0."
+        )
+
+
+def check_threshold(threshold: Tensor) -> None:
+    """One number that can be learned."""
+    if not (isinstance(threshold, Tensor) and threshold.is_floating_point() and threshold.dim() == 0):
+        came = f"shape {tuple(threshold.shape)}" if isinstance(threshold, Tensor) else type(threshold).__name__
+        raise TypeError(
+            f"`threshold` must be a 0-dim floating-point tensor; got {came}. "
+            "To learn it pass torch.nn.Parameter(torch.tensor(0.0))."
+        )
+
+
+def check_tilt(tilt: float) -> None:
+    """A finite number that is not 0."""
+    if not math.isfinite(real_number("tilt", tilt)) or tilt == 0:
+        raise ValueError(f"`tilt` must be finite and not 0; got {tilt}. For its limit at 0 use `average`.")
+
+
 def real_number(name: str, value: float) -> float:
     """The value, if it is one number of Python or numpy, and not a truth value."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -62,15 +128,18 @@ def real_number(name: str, value: float) -> float:
 
 def check_nan_policy(nan_policy: str) -> None:
     """One of the three words."""
-    if nan_policy not in ("propagate", "raise", "omit"):
-        raise ValueError(
-            f'`nan_policy` must be "propagate", "raise" or "omit"; got {nan_policy!r}. '
-            'To keep divergence visible pass "propagate".'
-        )
+    check_word(
+        "nan_policy", nan_policy, "propagate", "raise", "omit", way_out='To keep divergence visible pass "propagate".'
+    )
 
 
 def check_tensors(
-    losses: Tensor, *, mask: Tensor | None, sample_weight: Tensor | None, scores: Tensor | None = None
+    losses: Tensor,
+    *,
+    mask: Tensor | None,
+    sample_weight: Tensor | None,
+    scores: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> None:
     """Unreduced floating-point losses, and what stands beside them."""
     _check_floating("losses", losses)
@@ -83,6 +152,47 @@ def check_tensors(
     if scores is not None:
         _check_floating("scores", scores)
         _check_same_shape("losses", losses, "scores", scores)
+    if groups is not None:
+        check_integers("groups", groups, "Number the groups, e.g. from 0.")
+        _check_same_shape("losses", losses, "groups", groups)
+
+
+def check_word(name: str, word: str, *words: str, way_out: str) -> None:
+    """One of these words."""
+    if word not in words:
+        quoted = [f'"{one}"' for one in words]
+        raise ValueError(f"`{name}` must be {', '.join(quoted[:-1])} or {quoted[-1]}; got {word!r}. {way_out}")
+
+
+def check_label_smoothing(label_smoothing: float) -> None:
+    """A share."""
+    if not 0 <= real_number("label_smoothing", label_smoothing) <= 1:
+        raise ValueError(
+            f"`label_smoothing` must satisfy 0 <= label_smoothing <= 1; got {label_smoothing}. "
+            "A common choice is label_smoothing=0.1."
+        )
+
+
+def check_class_weights(weight: Tensor | None) -> None:
+    """One finite number >= 0 per class; read once, when a criterion is made."""
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor):
+        raise TypeError(
+            f"`weight` must be a tensor of class weights; got {type(weight).__name__}. Pass torch.tensor(weight)."
+        )
+    if weight.dim() != 1 or not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise ValueError(
+            f"`weight` must be one finite number >= 0 per class, shape (C,); got {weight.tolist()}. "
+            "To weigh elements rather than classes pass `sample_weight` to the call."
+        )
+
+
+def check_positives(losses: Tensor, positives: Tensor) -> None:
+    """Which elements are positive."""
+    if not (isinstance(positives, Tensor) and positives.dtype == torch.bool):
+        raise TypeError(f"`positives` must be a bool tensor; got {_came(positives)}. Pass e.g. positives=targets > 0.")
+    _check_same_shape("losses", losses, "positives", positives)
 
 
 def check_beside(name: str, tensor: Tensor, *, mask: Tensor | None, sample_weight: Tensor | None = None) -> None:
@@ -98,6 +208,13 @@ def check_beside(name: str, tensor: Tensor, *, mask: Tensor | None, sample_weigh
                 "Pass torch.as_tensor(sample_weight)."
             )
         _check_same_shape(name, tensor, "sample_weight", sample_weight)
+
+
+def check_integers(name: str, tensor: Tensor, way_out: str) -> None:
+    """A tensor of an integer type."""
+    integer = isinstance(tensor, Tensor) and not (tensor.is_floating_point() or tensor.is_complex())
+    if not integer or tensor.dtype == torch.bool:
+        raise TypeError(f"`{name}` must be a tensor of an integer type; got {_came(tensor)}. {way_out}")
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 A loss that torch already has unreduced (``F.mse_loss(..., reduction="none")``, ``F.l1_loss``, ...) is used as it
 is. What is here is what torch's own form does not give: a cross-entropy whose uncounted elements never matter,
-and whose class weights are mass rather than part of the loss.
+and whose class weights are mass rather than part of the loss; and margin losses of any shape that do not overflow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from torch import Tensor
 from topkloss.arguments import check_beside
 from topkloss.tensors import computing_dtype, values_are_readable
 
-__all__ = ["cross_entropy"]
+__all__ = [
+    "cross_entropy",
+    "hinge_loss",
+    "logistic_loss",
+    "multiclass_hinge_loss",
+    "multiclass_squared_hinge_loss",
+    "squared_hinge_loss",
+]
 
 
 def cross_entropy(
@@ -122,3 +129,106 @@ def check_logits(outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Non
             f"`weight` must hold one number per class; got {weight.numel()} for {outputs.shape[1]} classes. "
             "The classes are dimension 1 of the outputs."
         )
+
+
+def hinge_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Hinge loss of each element, :math:`[1 - y f]_+`; the gradient at the kink is 0. Errors: see `cross_entropy`.
+
+    Args:
+        outputs: Decision values f, any shape. Half precision is computed in float32.
+        targets: y, -1 or +1, shaped like `outputs`, floating point or integer.
+        mask: Bool, shaped like `outputs`; True = counts. What stands elsewhere never matters; its loss is 0.
+
+    >>> hinge_loss(torch.tensor([3.0, 0.2, -1.0]), torch.tensor([1, 1, 1]))
+    tensor([0.0000, 0.8000, 2.0000])
+    """
+    return F.relu(1 - _margin(outputs, targets, mask))
+
+
+def squared_hinge_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """The square of `hinge_loss`.
+
+    >>> squared_hinge_loss(torch.tensor([-1.0]), torch.tensor([1]))
+    tensor([4.])
+    """
+    return hinge_loss(outputs, targets, mask=mask).square()
+
+
+def logistic_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    r"""Logistic loss of each element, :math:`\log(1 + e^{-y f})` in nats. See `hinge_loss`.
+
+    ``F.soft_margin_loss`` computes the exponential itself: in float32 it is infinite from y f = -89 on.
+
+    >>> logistic_loss(torch.tensor([0.0, -200.0]), torch.tensor([1, 1]))
+    tensor([  0.6931, 200.0000])
+    """
+    # Above its threshold softplus drops a term: 4e-18 here, but 2e-9 at its default of 20.
+    return F.softplus(-_margin(outputs, targets, mask), threshold=40)
+
+
+def multiclass_hinge_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    r"""Crammer and Singer's hinge loss of each element, :math:`\max_{j \ne y} [1 + f_j - f_y]_+`. See `hinge_loss`.
+
+    Shapes as in `cross_entropy`; tied rivals share the gradient; one class alone has loss 0. ``F.multi_margin_loss`` is
+    Weston and Watkins' loss, the sum over the rivals, over C. Reference: Crammer, Singer. JMLR 2001, section 3.
+
+    >>> multiclass_hinge_loss(torch.tensor([[2.0, 1.5, 0.0], [0.0, 3.0, 1.0]]), torch.tensor([0, 2]))
+    tensor([0.5000, 3.0000])
+    """
+    check_logits(outputs, targets, None)
+    check_beside("targets", targets, mask=mask)
+    index, illegal = legal_classes(targets, outputs.shape[1], mask)
+    outputs = outputs.to(computing_dtype(outputs))
+    if mask is not None:
+        outputs = _without_poison(outputs, mask)
+    own = outputs.gather(1, index.unsqueeze(1)).squeeze(1)
+    rival = outputs.scatter(1, index.unsqueeze(1), -torch.inf).amax(dim=1)
+    return F.relu(1 - _settled(own - rival, illegal, mask))
+
+
+def multiclass_squared_hinge_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """The square of `multiclass_hinge_loss`.
+
+    >>> multiclass_squared_hinge_loss(torch.tensor([[2.0, 1.5, 0.0]]), torch.tensor([0]))
+    tensor([0.2500])
+    """
+    return multiclass_hinge_loss(outputs, targets, mask=mask).square()
+
+
+def legal_classes(targets: Tensor, classes: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Classes as int64, 0 where not counted or illegal, and what is counted and illegal: nothing, where readable."""
+    targets = targets.long() if mask is None else targets.long().masked_fill(~mask, 0)
+    illegal = (targets < 0) | (targets >= classes)
+    if values_are_readable(targets) and bool(illegal.any()):
+        came = int(targets[illegal][0])
+        raise ValueError(
+            f"`targets` must be classes in [0, {classes}) where counted; got {came}. "
+            f"To leave such elements out pass mask=targets != {came}."
+        )
+    return targets.masked_fill(illegal, 0), illegal
+
+
+def _margin(outputs: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+    """How far each element lies on its target's side, y f."""
+    if targets.shape != outputs.shape:
+        raise ValueError(
+            "`outputs` and `targets` must have the same shape; "
+            f"got {tuple(outputs.shape)} and {tuple(targets.shape)}. For outputs of shape (N, 1) pass outputs[:, 0]."
+        )
+    check_beside("outputs", outputs, mask=mask)
+    outputs = outputs.to(computing_dtype(outputs))
+    targets = targets.detach().to(outputs.dtype)
+    targets = targets if mask is None else targets.masked_fill(~mask, 1)
+    illegal = targets.abs() != 1
+    if values_are_readable(targets) and bool(illegal.any()):
+        raise ValueError(
+            f"`targets` must be -1 or +1 where counted; got {targets[illegal][0]:g}. "
+            "For labels 0 and 1 pass 2.0 * targets - 1."
+        )
+    return _settled(outputs * targets, illegal, mask)
+
+
+def _settled(margins: Tensor, illegal: Tensor, mask: Tensor | None) -> Tensor:
+    """The margins, NaN for an illegal target, and infinite, which costs nothing, where not counted."""
+    margins = margins.masked_fill(illegal, torch.nan)
+    return margins if mask is None else margins.masked_fill(~mask, torch.inf)
