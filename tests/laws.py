@@ -36,6 +36,7 @@ class Subject:
         oracle: Its answer by sorted().
         positive: It takes losses of [1/8, 16] only (a cross-entropy has no others).
         poison: What may stand in a masked place.
+        grouped: It takes the groups of a batch too.
     """
 
     name: str
@@ -43,11 +44,13 @@ class Subject:
     oracle: Oracle
     positive: bool = False
     poison: float = math.nan
+    grouped: bool = False
 
     def value(self, batch: Batch, **change: Any) -> Tensor:
         """The value for a batch, with some of its fields changed."""
         b = replace(batch, **change)
-        value = self.aggregate(b.losses, mask=b.mask, sample_weight=b.sample_weight, nan_policy=b.nan_policy, **b.asked)
+        given = {**b.asked, "groups": b.own_groups()} if self.grouped else b.asked
+        value = self.aggregate(b.losses, mask=b.mask, sample_weight=b.sample_weight, nan_policy=b.nan_policy, **given)
         assert isinstance(value, Tensor)
         return value
 
@@ -59,12 +62,13 @@ class Subject:
 
     def expected(self, batch: Batch) -> float:
         """The oracle's value."""
+        given = {**batch.asked, "groups": batch.own_groups().flatten().tolist()} if self.grouped else batch.asked
         value = self.oracle(
             batch.losses.double().flatten().tolist(),
             mask=None if batch.mask is None else batch.mask.flatten().tolist(),
             sample_weight=None if batch.sample_weight is None else batch.sample_weight.flatten().tolist(),
             nan_policy=batch.nan_policy,
-            **batch.asked,
+            **given,
         )
         return float(value)
 
@@ -79,6 +83,7 @@ class Batch:
         sample_weight: Like `losses`, or None.
         asked: {"k": ...} or {"fraction": ...}.
         nan_policy: As in the library.
+        groups: Like `losses`, integers; None = all in one.
         other: Other losses of the same shape, float64, finite.
         order: A permutation of the elements.
         factor: A positive number.
@@ -92,6 +97,13 @@ class Batch:
     order: Tensor
     factor: float
     nan_policy: str = "propagate"
+    groups: Tensor | None = None
+
+    def own_groups(self) -> Tensor:
+        """The groups of these losses; one, where a law asks about others."""
+        if self.groups is not None and self.groups.shape == self.losses.shape:
+            return self.groups
+        return torch.zeros_like(self.losses, dtype=torch.long)
 
     @property
     def counts(self) -> Tensor:
@@ -150,13 +162,17 @@ def batches(draw: st.DrawFn, positive: bool = False) -> Batch:
     counts = st.sampled_from([0.3, 1.0, 1.5, 2.0, 2.5]) | st.integers(1, n + 2) | st.floats(0.01, n + 2)
     asked = {"fraction": draw(FRACTIONS)} if draw(st.booleans()) else {"k": float(draw(counts))}
     order = torch.tensor(draw(st.permutations(range(n))), dtype=torch.long)
-    batch = Batch(losses, mask, sample_weight, asked, other, order, draw(st.sampled_from([0.25, 3.0, 1e3])))
+    factor = draw(st.sampled_from([0.25, 3.0, 1e3]))
+    groups = tensor(st.sampled_from([-100, 0, 1, 7]), torch.long)
+    batch = Batch(losses, mask, sample_weight, asked, other, order, factor, groups=groups)
     if n > 0 and n % 2 == 0 and draw(st.booleans()):  # a matrix that is not contiguous
 
         def strided(tensor: Any) -> Any:
             return None if tensor is None else tensor.reshape(2, -1).t()
 
-        change = {name: strided(getattr(batch, name)) for name in ("losses", "mask", "sample_weight", "other")}
+        change = {
+            name: strided(getattr(batch, name)) for name in ("losses", "mask", "sample_weight", "other", "groups")
+        }
         batch = replace(batch, **change)
     return batch
 
@@ -302,10 +318,11 @@ def integer_mass_is_repetition(subject: Subject, batch: Batch) -> None:
     """Law 8: an element of mass 3 is three elements."""
     times = (batch.mass * 2).ceil().clamp(max=4).long().flatten()
     repeated = batch.losses.flatten().repeat_interleave(times)
+    groups = None if batch.groups is None else batch.groups.flatten().repeat_interleave(times)
     weighed = subject.value(batch, mask=None, sample_weight=times.double().reshape(batch.losses.shape))
     close(
         weighed,
-        subject.value(batch, losses=repeated, mask=None, sample_weight=None),
+        subject.value(batch, losses=repeated, mask=None, sample_weight=None, groups=groups),
         scale=scale_of(batch),
         single=is_single(batch),
     )
@@ -320,7 +337,7 @@ def order_never_matters(subject: Subject, batch: Batch) -> None:
     def permuted(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.flatten()[batch.order]
 
-    change = {name: permuted(getattr(batch, name)) for name in ("losses", "mask", "sample_weight")}
+    change = {name: permuted(getattr(batch, name)) for name in ("losses", "mask", "sample_weight", "groups")}
     close(subject.value(batch, **change), subject.value(batch), scale=scale_of(batch), single=is_single(batch))
     eps = 0.01 if batch.losses.dtype in (torch.float16, torch.bfloat16) else 1e-6
     torch.testing.assert_close(
@@ -329,14 +346,15 @@ def order_never_matters(subject: Subject, batch: Batch) -> None:
 
 
 def ties_share_in_proportion_to_their_mass(subject: Subject, batch: Batch) -> None:
-    """Equal losses have weights in the ratio of their masses, 0.0 and -0.0 too."""
+    """Equal losses (of one group) have weights in the ratio of their masses, 0.0 and -0.0 too."""
     batch = batch.calm()
-    weights = subject.weights(batch)[batch.counts]
-    rates = weights / batch.mass[batch.counts]
-    losses = batch.losses[batch.counts]
-    for loss in losses.unique():
-        tied = rates[losses == loss]
-        close(tied, tied[:1].expand_as(tied), scale=max(1.0, float(tied.abs().max())))
+    rates = subject.weights(batch) / batch.mass
+    groups = batch.own_groups() if subject.grouped else torch.zeros_like(batch.losses)
+    for group in groups.unique():
+        own = batch.counts & (groups == group)
+        for loss in batch.losses[own].unique():
+            tied = rates[own & (batch.losses == loss)]
+            close(tied, tied[:1].expand_as(tied), scale=max(1.0, float(tied.abs().max())))
 
 
 # Law 4: mask
@@ -350,6 +368,7 @@ def masked_is_the_same_as_left_out(subject: Subject, batch: Batch) -> None:
         "losses": batch.losses[mask],
         "mask": None,
         "sample_weight": None if batch.sample_weight is None else batch.sample_weight[mask],
+        "groups": None if batch.groups is None else batch.groups[mask],
     }
     close(
         subject.value(batch, losses=poisoned, mask=mask),
@@ -365,7 +384,7 @@ def masked_is_the_same_as_left_out(subject: Subject, batch: Batch) -> None:
 def unselected_infinity_costs_nothing(subject: Subject, batch: Batch) -> None:
     """A counted loss of -inf that is not selected adds exactly 0 to value and gradient (not 0 x inf)."""
     losses = torch.tensor([3.0, -math.inf, 2.0, 1.0], dtype=torch.float64)
-    change = {"losses": losses, "mask": None, "sample_weight": None, "asked": {"k": 2.0}}
+    change = {"losses": losses, "mask": None, "sample_weight": None, "groups": None, "asked": {"k": 2.0}}
     assert subject.value(batch, **change).isfinite()
     weights = subject.weights(batch, **change)
     assert weights.isfinite().all()
@@ -383,7 +402,7 @@ def nothing_counted_is_a_connected_zero(subject: Subject, batch: Batch) -> None:
     changes: list[Asked] = [
         {"losses": losses, "mask": nobody},
         {"losses": losses, "mask": None, "sample_weight": nobody.double()},
-        {"losses": empty, "mask": None, "sample_weight": None},
+        {"losses": empty, "mask": None, "sample_weight": None, "groups": None},
     ]
     for change in changes:
         leaf = change["losses"].clone().requires_grad_()
@@ -440,7 +459,7 @@ def computes_in_float32_at_least(subject: Subject, batch: Batch) -> None:
 
 def inputs_are_never_written_to(subject: Subject, batch: Batch) -> None:
     """Neither the values nor the version counter of any input changes."""
-    inputs = [t for t in (batch.losses, batch.mask, batch.sample_weight) if t is not None]
+    inputs = [t for t in (batch.losses, batch.mask, batch.sample_weight, batch.groups) if t is not None]
     before = [(t.clone(), t._version) for t in inputs]
     subject.value(batch)
     for tensor, (values, version) in zip(inputs, before, strict=True):

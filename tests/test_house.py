@@ -45,7 +45,10 @@ LONGEST_FUNCTION = 60
 LONGER_WITH_REASON: dict[str, str] = {}
 
 # Public names without an example of their own -> why.
-NO_EXAMPLE = {"Selection": "nobody makes one: `topk_select` returns it, and its example shows it"}
+NO_EXAMPLE = {
+    "Selection": "nobody makes one: `topk_select` returns it, and its example shows it",
+    "Mined": "nobody makes one: `Monitor.compute` returns it, and the example of `Monitor` shows it",
+}
 
 MILLISECONDS_OF_IMPORT = 50
 

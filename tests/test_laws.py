@@ -14,8 +14,9 @@ from torch import Tensor
 import topkloss
 from tests.laws import LAWS, Batch, Law, Subject, batches
 from tests.subjects import OMISSIONS, SUBJECTS
-from topkloss import kth_largest, selection
-from topkloss.kth_largest import KthLargest
+from topkloss import aggregate, selection, soft, threshold
+from topkloss.criterion import OfElements
+from topkloss.threshold import KthLargest
 
 WAYS = ["pivots", "bisection", "sorting"]
 
@@ -27,15 +28,15 @@ def way(name: str) -> Iterator[None]:
     def by(find):  # type: ignore[no-untyped-def]
         def kth(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLargest:
             scores, mass = scores.reshape(-1), None if mass is None else mass.reshape(-1)
-            return kth_largest._around(find(scores, mass, wanted * (1 - kth_largest.SLACK)), scores, mass)
+            return threshold._around(find(scores, mass, wanted * (1 - threshold.SLACK)), scores, mass)
 
         return kth
 
     if name == "pivots":  # on as few elements as there are here
-        with mock.patch.object(kth_largest, "SMALL", 2):
+        with mock.patch.object(threshold, "SMALL", 2):
             yield
     else:
-        with mock.patch.object(selection, "kth_largest", by(getattr(kth_largest, f"_by_{name}"))):
+        with mock.patch.object(selection, "kth_largest", by(getattr(threshold, f"_by_{name}"))):
             yield
 
 
@@ -76,8 +77,9 @@ def test_an_omitted_law_fails_on_its_counterexample(subject: Subject, omission) 
 
 def test_every_public_aggregate_and_criterion_is_on_trial() -> None:
     names = {subject.name.split()[0] for subject in SUBJECTS}
-    aggregates = {"average", "maximum", "average_top_k", "average_ranked_range"}
-    criteria = {name for name in topkloss.__all__ if name.endswith("Loss")}
+    aggregates = {*aggregate.__all__, *soft.__all__}
+    public = {name: getattr(topkloss, name) for name in topkloss.__all__}
+    criteria = {name for name, one in public.items() if isinstance(one, type) and issubclass(one, OfElements)}
     assert names == aggregates | criteria
     assert aggregates < set(topkloss.__all__)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from tests.laws import LAWS, Batch, batches
 from tests.subjects import SUBJECTS
 from tests.test_criterion import value_is_the_smoothed_loss_of_the_hardest_by_plain_loss
-from topkloss import aggregate, criterion, selection
-from topkloss.kth_largest import KthLargest, _around
+from topkloss import aggregate, elements, selection
+from topkloss.threshold import KthLargest, _around
 from topkloss.losses import cross_entropy as right_loss
 from topkloss.selection import Counted, Cut
 from topkloss.selection import weighted_sum as right_sum
@@ -186,5 +186,5 @@ def test_ranking_by_the_smoothed_loss_is_rejected() -> None:
         losses, _ = right_loss(*args, **given)
         return losses, losses.detach()
 
-    with mock.patch.object(criterion, "cross_entropy", smoothed), pytest.raises(AssertionError):
+    with mock.patch.object(elements, "cross_entropy", smoothed), pytest.raises(AssertionError):
         value_is_the_smoothed_loss_of_the_hardest_by_plain_loss()

@@ -20,14 +20,14 @@ from tests.laws import Batch, batches
 from topkloss import (
     Selection,
     average_top_k,
-    kth_largest,
     maximum,
     reference,
+    threshold,
     topk_select,
     topk_threshold,
     topk_weights,
 )
-from topkloss.kth_largest import SLACK, _by_bisection, _by_pivots, _by_sorting
+from topkloss.threshold import SLACK, _by_bisection, _by_pivots, _by_sorting
 
 # The threshold at every size: three ways and torch.sort
 
@@ -92,7 +92,7 @@ def test_all_ways_agree_on_the_kth_largest_by_mass(kind: str, n: int) -> None:
 def test_pivots_narrow_down_rather_than_sort() -> None:
     """A million losses are never sorted, nor handed to kthvalue, whole."""
     scores, sizes = torch.randn(1_000_000), []
-    with mock.patch.object(kth_largest, "_bracket", wraps=kth_largest._bracket) as bracket:
+    with mock.patch.object(threshold, "_bracket", wraps=threshold._bracket) as bracket:
         for wanted in (1.0, 1e5, 5e5, 999_999.0):
             _by_pivots(scores, None, wanted)
         sizes = [call.args[0].numel() for call in bracket.call_args_list]
@@ -164,7 +164,11 @@ def test_selection_says_all_that_a_monitor_reads() -> None:
     assert selection.counted_mass == 3
     assert selection.counted_mass.dtype == torch.float64
     assert selection.omitted == 1
-    assert not any(t.requires_grad for t in (selection.threshold, selection.weights, selection.value))
+    assert selection.average == 2
+    assert selection.mass.tolist() == [1, 0, 1, 1, 0]
+    assert not any(t.requires_grad for t in (selection.threshold, selection.weights, selection.average))
+    (gradient,) = torch.autograd.grad(selection.value, losses)
+    assert torch.equal(gradient, selection.weights)
     with pytest.raises(AttributeError):
         selection.value = losses  # type: ignore[misc]
 

@@ -16,14 +16,25 @@ from topkloss import (
     AverageRankedRangeLoss,
     AverageTopKCrossEntropyLoss,
     AverageTopKLoss,
+    CrossEntropy,
+    DualAverageTopKLoss,
+    HardNegativeLoss,
+    OHEMLoss,
+    RegionLoss,
     average,
+    average_above,
+    average_hard_negatives,
     average_ranked_range,
     average_top_k,
+    average_top_k_dual,
+    kth_largest,
     maximum,
+    tilted,
     topk_select,
     topk_threshold,
     topk_weights,
 )
+from topkloss.regions import dice_loss
 
 AGGREGATES: dict[str, Callable[..., Tensor]] = {
     "average": average,
@@ -34,7 +45,32 @@ AGGREGATES: dict[str, Callable[..., Tensor]] = {
     "topk_weights": lambda losses, **given: topk_weights(losses, k=2.5, **given),
     "topk_threshold": lambda losses, **given: topk_threshold(losses, k=2.5, **given),
     "topk_select": lambda losses, **given: topk_select(losses, k=2.5, **given).weights,
+    "kth_largest": lambda losses, **given: kth_largest(losses, k=2.5, **given),
+    "average_above": lambda losses, **given: average_above(losses, threshold=0.5, min_kept=2.5, **given),
+    "average_hard_negatives": lambda losses, **given: average_hard_negatives(losses, every_third(losses), **given),
+    "average_top_k_dual": lambda losses, **given: average_top_k_dual(losses, half_of(losses), fraction=0.3, **given),
+    "tilted": lambda losses, **given: tilted(losses, tilt=0.5, **given),
 }
+IN_GROUPS: dict[str, Callable[..., Tensor]] = {
+    f"{name} in groups": lambda losses, aggregate=aggregate, **given: aggregate(losses, groups=thirds(losses), **given)
+    for name, aggregate in AGGREGATES.items()
+    if name not in ("topk_weights", "topk_threshold", "average_top_k_dual", "tilted")
+}
+
+
+def thirds(losses: Tensor) -> Tensor:
+    """Three groups."""
+    return torch.arange(losses.numel(), device=losses.device) % 3
+
+
+def half_of(losses: Tensor) -> Tensor:
+    """The number 1/2 in their type."""
+    return torch.full((), 0.5, dtype=losses.dtype, device=losses.device)
+
+
+def every_third(losses: Tensor) -> Tensor:
+    """A few positives."""
+    return thirds(losses) == 1
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +83,9 @@ def _fresh_compiler() -> Iterator[None]:
 # torch.compile (law 11)
 
 
-@pytest.mark.parametrize("name", AGGREGATES)
+@pytest.mark.parametrize("name", [*AGGREGATES, *IN_GROUPS])
 def test_compiles_whole_and_once_for_any_number_counted(name: str) -> None:
-    aggregate = AGGREGATES[name]
+    aggregate = {**AGGREGATES, **IN_GROUPS}[name]
     backend = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(aggregate, fullgraph=True, backend=backend)
     torch.manual_seed(0)
@@ -83,8 +119,14 @@ def test_a_schedule_of_k_does_not_recompile_for_every_step(name: str) -> None:
         AverageTopKLoss(nn.CrossEntropyLoss(reduction="none"), k=2.5),
         AverageTopKLoss(nn.CrossEntropyLoss(reduction="none"), k=2.5, level="sample"),
         AverageRankedRangeLoss(nn.CrossEntropyLoss(reduction="none"), k=2.5, drop=1),
+        AverageTopKCrossEntropyLoss(fraction=0.3, within="sample"),
+        AverageTopKCrossEntropyLoss(fraction=0.3, within="class"),
+        OHEMLoss(CrossEntropy(), threshold=0.7, min_fraction=0.1),
+        HardNegativeLoss(CrossEntropy(), within="sample"),
+        AverageTopKLoss(RegionLoss(dice_loss), fraction=0.5),
+        DualAverageTopKLoss(CrossEntropy(), fraction=0.3, smoothing=0.01),
     ],
-    ids=lambda criterion: repr(criterion).split("(")[0] + getattr(criterion, "level", ""),
+    ids=lambda criterion: repr(criterion).replace("\n", ""),
 )
 def test_a_criterion_compiles_whole_and_once(criterion: nn.Module) -> None:
     backend = CompileCounterWithBackend("aot_eager")
@@ -117,11 +159,11 @@ def test_bisection_compiles_whole() -> None:
 # vmap and torch.func
 
 
-@pytest.mark.parametrize("name", AGGREGATES)
+@pytest.mark.parametrize("name", [*AGGREGATES, *IN_GROUPS])
 def test_vmap_is_a_loop(name: str) -> None:
     torch.manual_seed(0)
     losses, mask = torch.randn(4, 30), torch.rand(4, 30) > 0.3
-    aggregate = AGGREGATES[name]
+    aggregate = {**AGGREGATES, **IN_GROUPS}[name]
     batched = torch.vmap(lambda losses, mask: aggregate(losses, mask=mask))(losses, mask)
     looped = torch.stack([aggregate(row, mask=counts) for row, counts in zip(losses, mask, strict=True)])
     torch.testing.assert_close(batched, looped)
@@ -143,12 +185,13 @@ def test_per_sample_gradients() -> None:
 # Derivatives
 
 
-@pytest.mark.parametrize("name", ["average", "maximum", "average_top_k", "average_top_k, k", "average_ranked_range"])
+@pytest.mark.parametrize("name", [name for name in [*AGGREGATES, *IN_GROUPS] if not name.startswith("topk_")])
 def test_gradcheck_away_from_ties(name: str) -> None:
     torch.manual_seed(0)
     losses = torch.randperm(20).double().requires_grad_()
     mask, mass = torch.rand(20) > 0.3, torch.rand(20, dtype=torch.float64) + 0.1
-    assert torch.autograd.gradcheck(lambda x: AGGREGATES[name](x, mask=mask, sample_weight=mass), losses)
+    aggregate = {**AGGREGATES, **IN_GROUPS}[name]
+    assert torch.autograd.gradcheck(lambda x: aggregate(x, mask=mask, sample_weight=mass), losses)
 
 
 def test_second_derivative_of_a_smooth_loss() -> None:
@@ -207,7 +250,16 @@ def test_on_an_accelerator_nothing_is_read_back_or_sorted(name: str, weighed: bo
             value.backward()
     assert value.device.type == "meta"
     assert operations.names.isdisjoint(READING | SORTING), operations.names
-    assert ("bitwise_xor" in operations.names) == (name not in ("average", "maximum"))
+    without = ("average", "maximum", "average_top_k_dual", "tilted")
+    assert ("bitwise_xor" in operations.names) == (name not in without)
+
+
+@pytest.mark.parametrize("name", IN_GROUPS)
+def test_on_an_accelerator_groups_are_sorted_but_nothing_is_read_back(name: str) -> None:
+    losses = torch.zeros(100, device="meta", requires_grad=True)
+    with Operations() as operations:
+        IN_GROUPS[name](losses, mask=torch.zeros(100, dtype=torch.bool, device="meta"))
+    assert operations.names.isdisjoint(READING), operations.names
 
 
 def test_on_an_accelerator_the_criterion_reads_nothing_back() -> None:

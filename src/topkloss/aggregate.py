@@ -1,7 +1,12 @@
 r"""Aggregates: from one loss per element to one number, differentiable in the losses.
 
-Each is the inner product of the losses with weights that carry no gradient (see `topkloss.selection`), so its
-gradient with respect to the losses is the weights themselves: a subgradient at ties, the gradient elsewhere.
+Lay the counted losses side by side, the largest first, each as wide as its mass. Every aggregate here chooses a
+stretch of that line and averages over it: from its beginning as far as `k` (`average_top_k`), as far as a threshold
+(`average_above`), as far as the positives and so many negatives (`average_hard_negatives`), behind the outliers
+(`average_ranked_range`), all of it (`average`), or one place (`maximum`, `kth_largest`). Each is the inner product of
+the losses with weights that carry no gradient (see `topkloss.selection`), so its gradient is the weights themselves.
+
+With `groups`, each group has a line of its own, and the value is the plain mean over the groups that count something.
 """
 
 from __future__ import annotations
@@ -9,10 +14,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from topkloss.arguments import NanPolicy, check_drop, check_k
-from topkloss.selection import Cut, count, ranked_weights, share, spread, weighted_sum
+from topkloss.arguments import (
+    NanPolicy,
+    check_drop,
+    check_floor,
+    check_k,
+    check_positives,
+    check_ratio,
+    check_tensors,
+)
+from topkloss.counted import count
+from topkloss.selection import (
+    Cut,
+    hard_negative_weights,
+    kth_weights,
+    positives_first,
+    ranked_weights,
+    share,
+    spread,
+    weighted_sum,
+    weights_above,
+    weights_of,
+)
 
-__all__ = ["average", "average_ranked_range", "average_top_k", "maximum"]
+__all__ = [
+    "average",
+    "average_above",
+    "average_hard_negatives",
+    "average_ranked_range",
+    "average_top_k",
+    "kth_largest",
+    "maximum",
+]
 
 
 def average(
@@ -20,6 +53,7 @@ def average(
     *,
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    groups: Tensor | None = None,
     nan_policy: NanPolicy = "propagate",
 ) -> Tensor:
     r"""The mean of the counted losses: the average top-k loss at ``fraction=1``.
@@ -30,6 +64,7 @@ def average(
         losses: Floating point, any shape except 0-dim, any unit. Not modified.
         mask: Bool, shaped like `losses`; True = counts. Default: all count.
         sample_weight: Mass of each element, shaped like `losses`, finite and >= 0; 0 = not counted. Default: 1 each.
+        groups: See `average_top_k`.
         nan_policy: See `topk_weights`.
 
     Returns:
@@ -37,8 +72,7 @@ def average(
         counted, 0 with a gradient of exactly 0.
 
     Raises:
-        TypeError: See `topk_threshold`.
-        ValueError: See `topk_threshold`.
+        TypeError, ValueError: See `topk_threshold`.
 
     Example:
         >>> average(torch.tensor([1.0, 2.0, 9.0]), mask=torch.tensor([True, True, False]))
@@ -47,7 +81,7 @@ def average(
     Cost: two reads of the losses.
     Reference: the average aggregate of Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017.
     """
-    counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
+    counted = count(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
     everything = torch.ones_like(counted.scores)
     return weighted_sum(spread(counted, everything, counted.total, everything.new_full((), -torch.inf)), losses)
 
@@ -57,6 +91,7 @@ def maximum(
     *,
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    groups: Tensor | None = None,
     nan_policy: NanPolicy = "propagate",
 ) -> Tensor:
     r"""The largest counted loss: the limit of the average top-k loss as k goes to 0.
@@ -69,14 +104,14 @@ def maximum(
         losses: See `average`.
         mask: See `average`.
         sample_weight: See `average`; decides only what counts and how ties share.
+        groups: See `average_top_k`.
         nan_policy: See `topk_weights`.
 
     Returns:
         See `average`.
 
     Raises:
-        TypeError: See `topk_threshold`.
-        ValueError: See `topk_threshold`.
+        TypeError, ValueError: See `topk_threshold`.
 
     Example:
         >>> maximum(torch.tensor([1.0, 2.0, 9.0]))
@@ -85,9 +120,11 @@ def maximum(
     Cost: three reads of the losses.
     Reference: Shalev-Shwartz, Wexler. Minimizing the Maximal Loss: How and Why. ICML 2016.
     """
-    counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
+    counted = count(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
     if losses.numel() == 0:
         return losses.to(counted.dtype).sum()
+    if counted.places is not None:
+        return weighted_sum(weights_of(counted, counted.places.above == 0)[0], losses)
     largest = counted.scores.amax()
     all_of_it = torch.ones_like(counted.total)
     chosen = share(counted, Cut(largest, above=0 * all_of_it, tied=counted.total, part=all_of_it))
@@ -104,6 +141,7 @@ def average_top_k(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
     scores: Tensor | None = None,
+    groups: Tensor | None = None,
     nan_policy: NanPolicy = "propagate",
 ) -> Tensor:
     r"""The average of the k largest losses, AT_k; real k is exact (the conditional value at risk).
@@ -122,6 +160,8 @@ def average_top_k(
         sample_weight: Mass of each element, shaped like `losses`, finite and >= 0; 0 = not counted. Default: 1 each.
         scores: What to rank by instead of the losses: floating point, shaped like them. Convexity and the
             formula above then no longer hold: the value is the average loss of the k elements of largest score.
+        groups: Integers, shaped like `losses`: elements of one number are ranked among themselves, with `k`, `fraction`
+            and S of their own, and the value is the plain mean over the groups that count something. Any numbers.
         nan_policy: What a NaN among the counted does: see `topk_weights`.
 
     Returns:
@@ -129,8 +169,7 @@ def average_top_k(
         counted, 0 with a gradient of exactly 0 (connected to the graph, so no other rank waits for it).
 
     Raises:
-        TypeError: See `topk_threshold`.
-        ValueError: See `topk_threshold`.
+        TypeError, ValueError: See `topk_threshold`.
 
     Example:
         >>> losses = torch.tensor([3.0, 1.0, 2.0, 9.0], requires_grad=True)
@@ -141,11 +180,12 @@ def average_top_k(
         >>> losses.grad
         tensor([0.5000, 0.0000, 0.0000, 0.5000])
 
-    Cost: that of `topk_weights`, and two reads of the losses; the backward pass writes one gradient.
+    Cost: that of `topk_weights`, and two reads of the losses; the backward pass writes one gradient. With groups,
+        one sort, however many they are.
     Reference: Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017, equations 1 and 2.
     """
     check_k(k, fraction)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
+    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
     weights, _ = ranked_weights(counted, k=k, fraction=fraction)
     return weighted_sum(weights, losses)
 
@@ -160,6 +200,7 @@ def average_ranked_range(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
     scores: Tensor | None = None,
+    groups: Tensor | None = None,
     nan_policy: NanPolicy = "propagate",
 ) -> Tensor:
     r"""The average of the k largest losses after the largest `drop` are left out: hard, but not outliers.
@@ -175,17 +216,13 @@ def average_ranked_range(
         fraction: `k` as a share of the counted mass (the dropped included), 0 < fraction <= 1. Exactly one of the two.
         drop: Mass of the largest elements left out first, >= 0, real.
         drop_fraction: `drop` as a share of the counted mass, 0 <= drop_fraction < 1. Exactly one of the two.
-        mask: See `average_top_k`.
-        sample_weight: See `average_top_k`.
-        scores: See `average_top_k`.
-        nan_policy: See `average_top_k`.
+        mask, sample_weight, scores, groups, nan_policy: See `average_top_k`.
 
     Returns:
         See `average_top_k`.
 
     Raises:
-        TypeError: See `topk_threshold`.
-        ValueError: See `topk_threshold`; also without exactly one of `drop` and `drop_fraction`, or one out of range.
+        TypeError, ValueError: See `topk_threshold`; also without exactly one of `drop` and `drop_fraction`.
 
     Example:
         >>> average_ranked_range(torch.tensor([3.0, 1.0, 2.0, 900.0]), k=2, drop=1)
@@ -196,6 +233,150 @@ def average_ranked_range(
     """
     check_k(k, fraction)
     check_drop(drop, drop_fraction, required=True)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
+    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
     weights, _ = ranked_weights(counted, k=k, fraction=fraction, drop=drop, drop_fraction=drop_fraction)
+    return weighted_sum(weights, losses)
+
+
+def kth_largest(
+    losses: Tensor,
+    *,
+    k: float | None = None,
+    fraction: float | None = None,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    groups: Tensor | None = None,
+    nan_policy: NanPolicy = "propagate",
+) -> Tensor:
+    r"""The k-th largest counted loss, with its gradient: the "top-k loss" of Shalev-Shwartz and Wexler.
+
+    .. math:: \ell_{[k]} = k\,\mathrm{AT}_k - (k - 1)\,\mathrm{AT}_{k-1}
+
+    A difference of convex functions and *not convex*: of (0, 4) and (4, 0) with k = 2 the value is 0, of their midpoint
+    (2, 2) it is 2. One element (and what ties with it) gets the whole gradient; k = n/2 is the median loss.
+
+    Args:
+        losses: See `average_top_k`.
+        k: See `topk_threshold`.
+        fraction: See `topk_threshold`.
+        mask, sample_weight, groups, nan_policy: See `average_top_k`.
+
+    Returns:
+        See `average_top_k`.
+
+    Raises:
+        TypeError, ValueError: See `topk_threshold`.
+
+    Example:
+        >>> kth_largest(torch.tensor([3.0, 1.0, 2.0, 9.0]), k=2)
+        tensor(3.)
+
+    Cost: that of `topk_weights`.
+    Reference: Shalev-Shwartz, Wexler. Minimizing the Maximal Loss: How and Why. ICML 2016; Fan et al. 2017, section 1.
+    """
+    check_k(k, fraction)
+    counted = count(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
+    return weighted_sum(kth_weights(counted, k=k, fraction=fraction)[0], losses)
+
+
+def average_above(
+    losses: Tensor,
+    *,
+    threshold: float,
+    min_kept: float | None = None,
+    min_fraction: float | None = None,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    scores: Tensor | None = None,
+    groups: Tensor | None = None,
+    nan_policy: NanPolicy = "propagate",
+) -> Tensor:
+    r"""The average of the losses above a threshold, of the `min_kept` largest where those are fewer: classic OHEM.
+
+    .. math:: \mathrm{AT}_{k}, \qquad k = \max ig( 	extstyle\sum_{i : \ell_i > t} s_i,\ \mathrm{min\_kept} ig)
+
+    How many are kept changes as the model learns, and the value jumps where a loss crosses the threshold: it is
+    neither convex nor continuous, and can *fall* when a loss grows. `average_top_k` keeps a fixed share instead.
+
+    Args:
+        losses: See `average_top_k`.
+        threshold: In the unit of the losses (of `scores`, where given), compared strictly. Where others ask for a
+            probability p of the right class below which a pixel is hard, the cross-entropy is above ``-math.log(p)``.
+        min_kept: Least mass that is kept, >= 0; above S it means all.
+        min_fraction: `min_kept` as a share of the counted mass, 0 < min_fraction <= 1. At most one of the two; without
+            them nothing may be kept, and the value is then 0 with gradient 0.
+        mask, sample_weight, scores, groups, nan_policy: See `average_top_k`.
+
+    Returns:
+        See `average_top_k`.
+
+    Raises:
+        TypeError, ValueError: See `topk_threshold`; also if `threshold` is NaN or a floor is out of range.
+
+    Example:
+        >>> average_above(torch.tensor([3.0, 0.1, 0.2, 9.0]), threshold=0.36, min_kept=1)
+        tensor(6.)
+
+    Cost: that of `topk_weights`; without a floor, four reads of the losses.
+    Reference: Shrivastava, Gupta, Girshick. Training Region-based Object Detectors with Online Hard Example Mining.
+        CVPR 2016; for pixels, in this form, the `OhemCrossEntropy` of HRNet and the `OhemCELoss` of BiSeNet.
+    """
+    check_floor(threshold, min_kept, min_fraction)
+    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
+    weights, _ = weights_above(counted, threshold=threshold, min_kept=min_kept, min_fraction=min_fraction)
+    return weighted_sum(weights, losses)
+
+
+def average_hard_negatives(
+    losses: Tensor,
+    positives: Tensor,
+    *,
+    ratio: float = 3.0,
+    min_negatives: float = 0.0,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    scores: Tensor | None = None,
+    groups: Tensor | None = None,
+    nan_policy: NanPolicy = "propagate",
+) -> Tensor:
+    r"""The average over all positives and the hardest negatives, `ratio` of them for each positive.
+
+    .. math:: rac{1}{P + N} \Big( \sum_{i \in 	ext{positives}} s_i \ell_i + N\,\mathrm{AT}_N(	ext{negatives})
+        \Big), \qquad N = \max(\mathrm{ratio} \cdot P,\ \mathrm{min\_negatives})
+
+    P is the mass of the counted positives; N at most all negatives. Where there is no positive, N is `min_negatives`:
+    with 0 such an image adds nothing. SSD divides by P instead: its loss is this one times 1 + ratio where
+    there are negatives enough.
+
+    Args:
+        losses: See `average_top_k`.
+        positives: Bool, shaped like `losses`; True = positive.
+        ratio: Negatives per positive, > 0, real.
+        min_negatives: Least mass of negatives, >= 0.
+        mask, sample_weight: See `average_top_k`.
+        scores: See `average_top_k`; only the negatives are ranked.
+        groups: See `average_top_k`; SSD mines within each image.
+        nan_policy: See `average_top_k`.
+
+    Returns:
+        See `average_top_k`.
+
+    Raises:
+        TypeError: See `topk_threshold`; also if `positives` is not bool.
+        ValueError: See `topk_threshold`; also if `ratio` or `min_negatives` is out of range.
+
+    Example:
+        >>> losses, positives = torch.tensor([1.0, 0.5, 4.0, 2.0]), torch.tensor([True, False, False, False])
+        >>> average_hard_negatives(losses, positives, ratio=2)  # (1 + 4 + 2) / 3
+        tensor(2.3333)
+
+    Cost: that of `topk_weights`.
+    Reference: Liu et al. SSD: Single Shot MultiBox Detector. ECCV 2016, section 2.2 (hard negative mining).
+    """
+    check_ratio(ratio, min_negatives)
+    check_tensors(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups)
+    check_positives(losses, positives)
+    scores = positives_first(losses if scores is None else scores, positives)
+    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
+    weights, _ = hard_negative_weights(counted, ratio=ratio, min_negatives=min_negatives)
     return weighted_sum(weights, losses)

@@ -5,39 +5,197 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from topkloss.aggregate import average_ranked_range, average_top_k
 from topkloss.arguments import (
     NanPolicy,
-    check_beside,
+    check_class_weights,
     check_drop,
     check_k,
+    check_label_smoothing,
     check_nan_policy,
-    check_tensors,
-    real_number,
+    check_word,
 )
-from topkloss.losses import check_logits, cross_entropy
-from topkloss.tensors import computing_dtype
+from topkloss.counted import Counted, count
+from topkloss.elements import ElementLoss, Elements, cross_entropy_elements
+from topkloss.selection import (
+    Selection,
+    ranked_weights,
+    selection_of,
+    weighted_sum,
+)
 
-__all__ = ["AverageRankedRangeLoss", "AverageTopKCrossEntropyLoss", "AverageTopKLoss"]
+__all__ = [
+    "AverageRankedRangeLoss",
+    "AverageTopKCrossEntropyLoss",
+    "AverageTopKLoss",
+]
 
 Level = Literal["element", "sample"]
+Within = Literal["batch", "sample", "class"]
+IndividualLoss = Callable[[Tensor, Tensor], Tensor] | ElementLoss
+
+# What a criterion says of itself, in this order.
+SHOWN = (
+    *("k", "fraction", "drop", "drop_fraction", "threshold", "min_kept", "min_fraction", "ratio", "min_negatives"),
+    *("smoothing", "weight", "ignore_index", "label_smoothing", "level", "within"),
+)
 
 
-class AverageTopKLoss(nn.Module):
-    """The average top-k of any loss that returns one number per element. See `average_top_k`.
+class OfElements(nn.Module):
+    """What every criterion is made of: the individual loss, what is ranked, and NaN.
 
     Args:
         loss: Called as ``loss(outputs, targets)``; returns one number per element, not reduced: for a torch
             loss, ``nn.L1Loss(reduction="none")``. It sees masked elements too: outputs there must be finite and
-            targets legal.
-        k: Mass of the elements averaged, k > 0, real.
-        fraction: `k` as a share of the counted mass, 0 < fraction <= 1. Exactly one of the two.
+            targets legal. An `ElementLoss`, like `CrossEntropy`, knows what counts, and has no such limits.
         level: What is ranked: "element", each loss by itself, or "sample", the mean of each sample's counted
             losses (the first dimension is the batch).
         nan_policy: See `topk_weights`.
+    """
+
+    def __init__(self, loss: IndividualLoss | None, *, level: Level, nan_policy: NanPolicy) -> None:
+        super().__init__()
+        check_word("level", level, "element", "sample", way_out='To rank single losses pass "element".')
+        check_nan_policy(nan_policy)
+        self.loss = loss
+        self.level = level
+        self.nan_policy: NanPolicy = nan_policy
+
+    def _elements(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
+        """One loss per element, and what counts."""
+        if isinstance(self.loss, ElementLoss):
+            elements = self.loss(outputs, targets, mask=mask, sample_weight=mass)
+            assert isinstance(elements, Elements)
+            return elements
+        assert self.loss is not None
+        return Elements(self.loss(outputs, targets), mask, mass, classes=targets)
+
+    def _ranked(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
+        """What is ranked at this level."""
+        if self.level == "element":
+            return self._elements(outputs, targets, mask, mass)
+        return self._elements(outputs, targets, mask, None).of_samples()._replace(sample_weight=mass)
+
+    def extra_repr(self) -> str:
+        """Parameters as they were given; a loss that is a module follows by itself."""
+        given = {name: value for name, value in vars(self).items() if name in SHOWN and value is not None}
+        if isinstance(self._buffers.get("weight"), Tensor):
+            given["weight"] = tuple(self._buffers["weight"].shape)  # type: ignore[union-attr]
+        return ", ".join(f"{name}={given[name]!r}" for name in SHOWN if name in given)
+
+
+class Criterion(OfElements):
+    """A criterion that selects: what is ranked among what, by a rule that each one states.
+
+    Args:
+        loss, level, nan_policy: See `OfElements`.
+        within: Among what: all elements of the "batch", those of each "sample", or those of each "class" of the
+            targets. The value is the plain mean over the samples or classes that count something.
+    """
+
+    def __init__(self, loss: IndividualLoss | None, *, level: Level, within: Within, nan_policy: NanPolicy) -> None:
+        super().__init__(loss, level=level, nan_policy=nan_policy)
+        check_word("within", within, "batch", "sample", "class", way_out='To rank all together pass "batch".')
+        if level == "sample" and within != "batch":
+            raise ValueError(
+                f'`within` must be "batch" at level="sample"; got {within!r}. To rank the elements of each sample '
+                'pass level="element".'
+            )
+        self.within = within
+
+    def forward(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        *,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        scores: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> Tensor:
+        """The aggregate of this batch.
+
+        Args:
+            outputs, targets: What the loss takes.
+            mask: Bool, shaped like the losses (for a region loss, like the targets); True = counts.
+            sample_weight: Mass of what is ranked: shaped like the losses, or (N,) for ``level="sample"``.
+            scores: What to rank by instead of the losses; shaped like `sample_weight`.
+            groups: Integers shaped like the losses, instead of `within`: see `average_top_k`.
+
+        Returns:
+            See `average_top_k`.
+        """
+        losses, counted = self._counted(outputs, targets, mask, sample_weight, scores, groups)
+        return weighted_sum(self._weights(counted, 1.0)[0], losses)
+
+    def select(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        *,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        scores: Tensor | None = None,
+        groups: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> Selection:
+        """The same with all that a monitor reads; ``select(...).value`` is the loss, to call ``backward()`` on.
+
+        Args:
+            outputs, targets, mask, sample_weight, scores, groups: See `forward`.
+            scale: Factor on what is asked as a count (`k`, `drop`, `min_kept`): that of a coarser resolution.
+
+        Returns:
+            A `Selection`, shaped like what is ranked.
+        """
+        losses, counted = self._counted(outputs, targets, mask, sample_weight, scores, groups)
+        return selection_of(counted, losses, *self._weights(counted, scale))
+
+    def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
+        """The rule: weights, and the lowest score chosen."""
+        raise NotImplementedError
+
+    def _scores(self, elements: Elements, targets: Tensor) -> Tensor | None:
+        """What is ranked by, where the caller does not say; None = the losses."""
+        return elements.scores
+
+    def _counted(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        mask: Tensor | None,
+        sample_weight: Tensor | None,
+        scores: Tensor | None,
+        groups: Tensor | None,
+    ) -> tuple[Tensor, Counted]:
+        """What is ranked, and how it counts."""
+        elements = self._ranked(outputs, targets, mask, sample_weight)
+        if self.within != "batch":
+            if groups is not None:
+                raise ValueError(
+                    f'`groups` must not be given beside within="{self.within}"; got both. Leave one of them out.'
+                )
+            groups = elements.samples() if self.within == "sample" else elements.own_classes()
+        counted = count(
+            elements.losses,
+            mask=elements.mask,
+            sample_weight=elements.sample_weight,
+            scores=self._scores(elements, targets) if scores is None else scores,
+            groups=groups,
+            nan_policy=self.nan_policy,
+        )
+        return elements.losses, counted
+
+
+class AverageTopKLoss(Criterion):
+    """The average top-k of any loss that returns one number per element. See `average_top_k`.
+
+    Args:
+        loss, level, nan_policy: See `OfElements`.
+        within: See `Criterion`.
+        k: Mass of the elements averaged, k > 0, real; of each sample or class, where `within` says so.
+        fraction: `k` as a share of the counted mass, 0 < fraction <= 1. Exactly one of the two.
 
     Example:
         >>> criterion = AverageTopKLoss(nn.L1Loss(reduction="none"), fraction=0.5)
@@ -47,71 +205,33 @@ class AverageTopKLoss(nn.Module):
 
     def __init__(
         self,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: IndividualLoss | None,
         *,
         k: float | None = None,
         fraction: float | None = None,
         level: Level = "element",
+        within: Within = "batch",
         nan_policy: NanPolicy = "propagate",
     ) -> None:
-        super().__init__()
+        super().__init__(loss, level=level, within=within, nan_policy=nan_policy)
         check_k(k, fraction)
-        _check_level(level)
-        check_nan_policy(nan_policy)
-        self.loss = loss
         self.k = k
         self.fraction = fraction
-        self.level = level
-        self.nan_policy: NanPolicy = nan_policy
 
-    def forward(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        *,
-        mask: Tensor | None = None,
-        sample_weight: Tensor | None = None,
-        scores: Tensor | None = None,
-    ) -> Tensor:
-        """The aggregate of this batch.
-
-        Args:
-            outputs: What the loss takes.
-            targets: What the loss takes.
-            mask: Bool, shaped like the losses; True = counts.
-            sample_weight: Mass of what is ranked: shaped like the losses, or (N,) for ``level="sample"``.
-            scores: What to rank by instead of the losses; shaped like `sample_weight`.
-
-        Returns:
-            See `average_top_k`.
-        """
-        losses, mask = _ranked(self.loss(outputs, targets), mask, self.level)
-        return average_top_k(
-            losses,
-            k=self.k,
-            fraction=self.fraction,
-            mask=mask,
-            sample_weight=sample_weight,
-            scores=scores,
-            nan_policy=self.nan_policy,
-        )
-
-    def extra_repr(self) -> str:
-        """Parameters as they were given."""
-        return _describe(k=self.k, fraction=self.fraction, level=self.level)
+    def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
+        return ranked_weights(counted, k=scaled(self.k, scale), fraction=self.fraction)
 
 
-class AverageRankedRangeLoss(nn.Module):
+class AverageRankedRangeLoss(Criterion):
     """The average of a ranked range of any per-element loss: hard, but not outliers. See `average_ranked_range`.
 
     Args:
-        loss: See `AverageTopKLoss`.
+        loss, level, nan_policy: See `OfElements`.
+        within: See `Criterion`.
         k: Mass of the elements averaged after dropping, k > 0, real.
         fraction: `k` as a share of the counted mass, 0 < fraction <= 1. Exactly one of the two.
         drop: Mass of the largest left out first, >= 0, real.
         drop_fraction: `drop` as a share of the counted mass, 0 <= drop_fraction < 1. Exactly one of the two.
-        level: See `AverageTopKLoss`.
-        nan_policy: See `topk_weights`.
 
     Example:
         >>> criterion = AverageRankedRangeLoss(nn.L1Loss(reduction="none"), k=2, drop=1)
@@ -121,59 +241,30 @@ class AverageRankedRangeLoss(nn.Module):
 
     def __init__(
         self,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: IndividualLoss,
         *,
         k: float | None = None,
         fraction: float | None = None,
         drop: float | None = None,
         drop_fraction: float | None = None,
         level: Level = "element",
+        within: Within = "batch",
         nan_policy: NanPolicy = "propagate",
     ) -> None:
-        super().__init__()
+        super().__init__(loss, level=level, within=within, nan_policy=nan_policy)
         check_k(k, fraction)
         check_drop(drop, drop_fraction, required=True)
-        _check_level(level)
-        check_nan_policy(nan_policy)
-        self.loss = loss
         self.k = k
         self.fraction = fraction
         self.drop = drop
         self.drop_fraction = drop_fraction
-        self.level = level
-        self.nan_policy: NanPolicy = nan_policy
 
-    def forward(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        *,
-        mask: Tensor | None = None,
-        sample_weight: Tensor | None = None,
-        scores: Tensor | None = None,
-    ) -> Tensor:
-        """The aggregate of this batch; see `AverageTopKLoss.forward`."""
-        losses, mask = _ranked(self.loss(outputs, targets), mask, self.level)
-        return average_ranked_range(
-            losses,
-            k=self.k,
-            fraction=self.fraction,
-            drop=self.drop,
-            drop_fraction=self.drop_fraction,
-            mask=mask,
-            sample_weight=sample_weight,
-            scores=scores,
-            nan_policy=self.nan_policy,
-        )
-
-    def extra_repr(self) -> str:
-        """Parameters as they were given."""
-        return _describe(
-            k=self.k, fraction=self.fraction, drop=self.drop, drop_fraction=self.drop_fraction, level=self.level
-        )
+    def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
+        k, drop = scaled(self.k, scale), scaled(self.drop, scale)
+        return ranked_weights(counted, k=k, fraction=self.fraction, drop=drop, drop_fraction=self.drop_fraction)
 
 
-class AverageTopKCrossEntropyLoss(nn.Module):
+class AverageTopKCrossEntropyLoss(AverageTopKLoss):
     """Cross-entropy of the hardest elements, in the place of ``nn.CrossEntropyLoss``. See `average_top_k`.
 
     At ``fraction=1`` it *is* ``nn.CrossEntropyLoss``: class weights and label smoothing included (but for classes of
@@ -183,12 +274,11 @@ class AverageTopKCrossEntropyLoss(nn.Module):
     `fraction` count it. An element that is ignored, or whose class has weight 0, is not counted at all.
 
     Args:
-        k: Mass of the elements averaged, k > 0, real.
+        k: Mass of the elements averaged, k > 0, real; of each sample or class, where `within` says so.
         fraction: `k` as a share of the counted mass, 0 < fraction <= 1. Exactly one of the two.
-        weight: Class weights, shape (C,), finite and >= 0. Default: 1 each.
-        ignore_index: Target of the elements to leave out; it need not be a legal class.
-        label_smoothing: Share of the target spread evenly over the classes, in [0, 1].
-        nan_policy: See `topk_weights`.
+        weight, ignore_index, label_smoothing: See `CrossEntropy`.
+        level, nan_policy: See `OfElements`.
+        within: See `Criterion`.
 
     Example:
         >>> criterion = AverageTopKCrossEntropyLoss(fraction=0.5)
@@ -207,114 +297,29 @@ class AverageTopKCrossEntropyLoss(nn.Module):
         weight: Tensor | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
+        level: Level = "element",
+        within: Within = "batch",
         nan_policy: NanPolicy = "propagate",
     ) -> None:
-        super().__init__()
-        check_k(k, fraction)
-        if not 0 <= real_number("label_smoothing", label_smoothing) <= 1:
-            raise ValueError(
-                f"`label_smoothing` must satisfy 0 <= label_smoothing <= 1; got {label_smoothing}. "
-                "A common choice is label_smoothing=0.1."
-            )
-        _check_class_weights(weight)
-        check_nan_policy(nan_policy)
-        self.register_buffer("weight", weight)
-        self.k = k
-        self.fraction = fraction
+        super().__init__(None, k=k, fraction=fraction, level=level, within=within, nan_policy=nan_policy)
+        check_label_smoothing(label_smoothing)
+        check_class_weights(weight)
+        self.register_buffer("weight", weight)  # here, as in nn.CrossEntropyLoss: so their checkpoints are the same
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
-        self.nan_policy: NanPolicy = nan_policy
 
-    def forward(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        *,
-        mask: Tensor | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The aggregate of this batch.
-
-        Args:
-            outputs: Logits, shape (N, C) or (N, C, d1, ...).
-            targets: Class indices, shape (N,) or (N, d1, ...), any integer type.
-            mask: Bool, shaped like `targets`; True = counts. Combined with `ignore_index`.
-            sample_weight: Mass of each element, shaped like `targets`; multiplied with its class weight.
-
-        Returns:
-            See `average_top_k`.
-        """
-        check_logits(outputs, targets, self.weight)
-        check_beside("targets", targets, mask=mask, sample_weight=sample_weight)
-        targets = targets.long()  # in uint8, -100 would be the class 156
-        counts = targets != self.ignore_index
-        if mask is not None:
-            counts = counts & mask
-        mass = sample_weight
-        if self.weight is not None:
-            own = self._class_mass(targets)
-            mass = own if mass is None else own * mass
-        if mass is not None:
-            counts = counts & (mass != 0)  # here already: the loss must not see what does not count
-        losses, scores = cross_entropy(
-            outputs, targets, mask=counts, weight=self.weight, label_smoothing=self.label_smoothing
-        )
-        return average_top_k(
-            losses,
-            k=self.k,
-            fraction=self.fraction,
-            mask=counts,
-            sample_weight=mass,
-            scores=scores,
-            nan_policy=self.nan_policy,
-        )
-
-    def _class_mass(self, targets: Tensor) -> Tensor:
-        """The class weight of each target, float64; 1 where the target is no class, which the loss then reports."""
-        assert self.weight is not None
-        legal = (targets >= 0) & (targets < self.weight.numel())
-        return torch.where(legal, self.weight.detach().double()[targets.masked_fill(~legal, 0)], 1)
-
-    def extra_repr(self) -> str:
-        """Parameters as they were given."""
-        return _describe(
-            k=self.k,
-            fraction=self.fraction,
-            weight=None if self.weight is None else tuple(self.weight.shape),
+    def _elements(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
+        return cross_entropy_elements(
+            outputs,
+            targets,
+            weight=self.weight,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            mask=mask,
+            sample_weight=mass,
         )
 
 
-def _ranked(losses: Tensor, mask: Tensor | None, level: Level) -> tuple[Tensor, Tensor | None]:
-    """What is ranked at this level, and which of it counts."""
-    if level == "element":
-        return losses, mask
-    check_tensors(losses, mask=mask, sample_weight=None)
-    losses = (losses.flatten(1) if losses.dim() > 1 else losses.unsqueeze(1)).to(computing_dtype(losses))
-    mask = torch.ones_like(losses, dtype=torch.bool) if mask is None else mask.reshape(losses.shape)
-    number = mask.sum(dim=1)
-    return losses.masked_fill(~mask, 0).sum(dim=1) / number.clamp(min=1), number > 0
-
-
-def _check_level(level: str) -> None:
-    if level not in ("element", "sample"):
-        raise ValueError(f'`level` must be "element" or "sample"; got {level!r}. To rank single losses pass "element".')
-
-
-def _check_class_weights(weight: Tensor | None) -> None:
-    if weight is None:
-        return
-    if not isinstance(weight, Tensor):
-        raise TypeError(
-            f"`weight` must be a tensor of class weights; got {type(weight).__name__}. Pass torch.tensor(weight)."
-        )
-    if weight.dim() != 1 or not bool(((weight >= 0) & weight.isfinite()).all()):
-        raise ValueError(
-            f"`weight` must be one finite number >= 0 per class, shape (C,); got {weight.tolist()}. "
-            "To weigh elements rather than classes pass `sample_weight` to the call."
-        )
-
-
-def _describe(**parameters: object) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in parameters.items() if value is not None)
+def scaled(count: float | None, scale: float) -> float | None:
+    """What is asked as a count, at another resolution."""
+    return count if count is None or scale == 1.0 else count * scale

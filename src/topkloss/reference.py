@@ -7,10 +7,24 @@ elements from the hardest to the easiest, each as wide as its mass, walked until
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
-__all__ = ["average", "average_ranked_range", "average_top_k", "maximum", "topk_threshold", "topk_weights"]
+__all__ = [
+    "average",
+    "average_above",
+    "average_hard_negatives",
+    "average_ranked_range",
+    "average_top_k",
+    "average_top_k_dual",
+    "kth_largest",
+    "maximum",
+    "mean_over_groups",
+    "tilted",
+    "topk_threshold",
+    "topk_weights",
+]
 
 
 def topk_threshold(
@@ -167,6 +181,173 @@ def maximum(
             raise ValueError("a counted loss is NaN")
         return math.nan
     return max(finite, default=0.0)
+
+
+def kth_largest(
+    losses: Sequence[float],
+    *,
+    k: float | None = None,
+    fraction: float | None = None,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+    nan_policy: str = "propagate",
+) -> float:
+    """The k-th largest counted loss; 0 where nothing counts.
+
+    Example:
+        >>> kth_largest([3.0, 1.0, 2.0, 9.0], k=2)
+        3.0
+    """
+    mass = _counted_mass(losses, mask, sample_weight)
+    usable = [width > 0 and not math.isnan(loss) for loss, width in zip(losses, mass, strict=True)]
+    if nan_policy != "omit" and _poisoned(losses, mass):
+        return math.nan
+    return topk_threshold(losses, k=k, fraction=fraction, mask=usable, sample_weight=mass) if any(usable) else 0.0
+
+
+def average_above(
+    losses: Sequence[float],
+    *,
+    threshold: float,
+    min_kept: float | None = None,
+    min_fraction: float | None = None,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+    scores: Sequence[float] | None = None,
+    nan_policy: str = "propagate",
+) -> float:
+    """The average of what is above a threshold, of the `min_kept` largest where that is less.
+
+    Example:
+        >>> average_above([3.0, 0.1, 0.0, 9.0], threshold=0.36, min_kept=3)
+        4.033333333333333
+    """
+    ranked = losses if scores is None else scores
+    mass = _counted_mass(losses, mask, sample_weight)
+    if nan_policy == "omit":
+        nan = [math.isnan(loss) or math.isnan(score) for loss, score in zip(losses, ranked, strict=True)]
+        mass = [0.0 if bad else width for bad, width in zip(nan, mass, strict=True)]
+    above = math.fsum(width for score, width in zip(ranked, mass, strict=True) if score > threshold)
+    floor = _capacity(math.fsum(mass), min_kept, min_fraction) if min_kept or min_fraction else 0.0
+    if max(above, floor) == 0 and not _poisoned(losses, mass) and not _poisoned(ranked, mass):
+        return 0.0
+    return average_top_k(losses, k=max(above, floor, 1e-300), sample_weight=mass, scores=scores, nan_policy=nan_policy)
+
+
+def average_hard_negatives(
+    losses: Sequence[float],
+    positives: Sequence[bool],
+    *,
+    ratio: float = 3.0,
+    min_negatives: float = 0.0,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+    nan_policy: str = "propagate",
+) -> float:
+    """The average over all positives and the hardest negatives.
+
+    Example:
+        >>> average_hard_negatives([1.0, 0.5, 4.0, 3.0], [True, False, False, False], ratio=1)
+        2.5
+    """
+    mass = _counted_mass(losses, mask, sample_weight)
+    if nan_policy == "omit":
+        mass = [0.0 if math.isnan(loss) else width for loss, width in zip(losses, mass, strict=True)]
+    elif _poisoned(losses, mass):
+        return average(losses, sample_weight=mass, nan_policy=nan_policy)
+    own = [width if positive else 0.0 for width, positive in zip(mass, positives, strict=True)]
+    others = [0.0 if positive else width for width, positive in zip(mass, positives, strict=True)]
+    wanted = max(ratio * math.fsum(own), min_negatives)
+    shares = _shares(losses, others, min(wanted, math.fsum(others)))[0]
+    chosen = [a + b for a, b in zip(own, shares, strict=True)]
+    selected = math.fsum(chosen)
+    return _weighted_sum([part / selected for part in chosen], losses) if selected > 0 else 0.0
+
+
+def average_top_k_dual(
+    losses: Sequence[float],
+    threshold: float,
+    *,
+    fraction: float,
+    smoothing: float = 0.0,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+    nan_policy: str = "propagate",
+) -> float:
+    """The threshold, and the mean excess above it over the fraction.
+
+    Example:
+        >>> average_top_k_dual([9.0, 7.0, 5.0, 3.0], 5.0, fraction=0.5)
+        8.0
+    """
+    mass = _counted_mass(losses, mask, sample_weight)
+    if not any(
+        width > 0 and not (nan_policy == "omit" and math.isnan(x)) for x, width in zip(losses, mass, strict=True)
+    ):
+        return 0.0
+
+    def excess(loss: float) -> float:
+        x = loss - threshold
+        if smoothing == 0 or math.isinf(x):
+            return x if math.isnan(x) else max(x, 0.0)
+        root = math.hypot(x, smoothing)
+        return ((x + root if x > 0 else smoothing**2 / (root - x)) - smoothing) / 2
+
+    excesses = [excess(loss) for loss in losses]
+    return threshold + average(excesses, sample_weight=mass, nan_policy=nan_policy) / fraction
+
+
+def tilted(
+    losses: Sequence[float],
+    *,
+    tilt: float,
+    mask: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None,
+    nan_policy: str = "propagate",
+) -> float:
+    """The log of the mean of the exponentials.
+
+    Example:
+        >>> round(tilted([0.0, math.log(3.0)], tilt=1.0), 6), round(math.log(2.0), 6)
+        (0.693147, 0.693147)
+    """
+    mass = _counted_mass(losses, mask, sample_weight)
+    if nan_policy == "omit":
+        mass = [0.0 if math.isnan(loss) else width for loss, width in zip(losses, mass, strict=True)]
+    elif _poisoned(losses, mass):
+        return average(losses, sample_weight=mass, nan_policy=nan_policy)
+    powers = [tilt * loss for loss, width in zip(losses, mass, strict=True) if width > 0]
+    if not powers or math.isinf(max(powers)):
+        return max(powers, default=0.0) / tilt
+    total = math.fsum(
+        width * math.exp(tilt * x - max(powers)) for x, width in zip(losses, mass, strict=True) if width > 0
+    )
+    return (max(powers) + math.log(total / math.fsum(mass))) / tilt
+
+
+def mean_over_groups(
+    aggregate: Callable[..., float], losses: Sequence[float], groups: Sequence[int], **given: Any
+) -> float:
+    """The plain mean, over the groups that count something, of an aggregate of each; lists are shared out likewise.
+
+    Example:
+        >>> mean_over_groups(maximum, [3.0, 1.0, 2.0, 9.0], [0, 0, 0, 1])
+        6.0
+    """
+    values = []
+    for group in sorted(set(groups)):
+        inside = [i for i, own in enumerate(groups) if own == group]
+        part = {name: [x[i] for i in inside] if isinstance(x, list) else x for name, x in given.items()}
+        own_losses = [losses[i] for i in inside]
+        mass = _counted_mass(own_losses, part.get("mask"), part.get("sample_weight"))
+        omits = given.get("nan_policy") == "omit"
+        if any(width > 0 and not (omits and math.isnan(x)) for x, width in zip(own_losses, mass, strict=True)):
+            values.append(aggregate(own_losses, **part))
+    return (
+        math.fsum(values) / len(values)
+        if values and all(map(math.isfinite, values))
+        else sum(values) / max(len(values), 1)
+    )
 
 
 def _counted_mass(

@@ -1,7 +1,8 @@
 r"""The maths of ranks: which losses are the largest, and how much each of them weighs.
 
-Nothing here carries a gradient. At the optimum the weights *are* a subgradient of the aggregate
-(Danskin), so an aggregate is the inner product of these weights with the losses and autograd does the rest.
+Nothing here carries a gradient but the value of a `Selection`. At the optimum the weights *are* a subgradient of
+the aggregate (Danskin), so an aggregate is the inner product of these weights with the losses and autograd does
+the rest.
 
 One picture holds all of it. Lay the counted elements side by side from the largest score to the
 smallest, each as wide as its mass (1, or its ``sample_weight``). The ``k`` largest are the first ``k``
@@ -17,9 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from topkloss.arguments import NanPolicy, check_drop, check_k, check_nan_policy, check_tensors
-from topkloss.kth_largest import SLACK, kth_largest
-from topkloss.tensors import computing_dtype, values_are_readable
+from topkloss.arguments import NanPolicy, check_drop, check_k
+from topkloss.counted import Counted, count
+from topkloss.groups import last, within
+from topkloss.tensors import values_are_readable
+from topkloss.threshold import SLACK, kth_largest
 
 __all__ = ["Selection", "topk_select", "topk_threshold", "topk_weights"]
 
@@ -33,35 +36,31 @@ LEAST, LEAST_BEHIND_DROPPED = 1e-30, 1e-11
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What a selection took: everything that a monitor reads, nothing that carries a gradient.
+    """What a selection took: everything that a monitor reads. Only `value` carries a gradient.
 
     Attributes:
-        threshold: Scalar, the score at which the mass asked for is reached; -inf where nothing was counted.
+        value: Scalar, the sum of weights times losses: the aggregate itself, to call ``backward()`` on.
+        average: Scalar, the plain mean of the counted losses: what `value` is to be watched beside.
+        threshold: Scalar, the score at which the mass asked for is reached, with groups the lowest of theirs; -inf
+            where nothing was counted.
         weights: Shaped like the losses; non-negative, of sum 1 (0 where nothing was counted).
         kept: Shaped like the losses, bool: True where the weight is not zero.
-        value: Scalar, the sum of weights times losses: the aggregate, detached.
-        counted_mass: Scalar float64, the mass S of all counted elements (their number without `sample_weight`).
+        mass: Shaped like the losses, float64: what each counted element counts, 0 where not counted.
         omitted: Scalar int64, how many elements ``nan_policy="omit"`` left out because they were NaN.
     """
 
+    value: Tensor
+    average: Tensor
     threshold: Tensor
     weights: Tensor
     kept: Tensor
-    value: Tensor
-    counted_mass: Tensor
+    mass: Tensor
     omitted: Tensor
 
-
-class Counted(NamedTuple):
-    """The elements that count, ready to be ranked. All tensors are detached; the caller's are never written to."""
-
-    scores: Tensor  # float32 or float64, shaped like the losses; -inf where not counted
-    mask: Tensor | None  # True = counted; None = all
-    mass: Tensor | None  # float64, 0 where not counted; None = 1 each
-    total: Tensor  # 0-dim float64: the counted mass S
-    poisoned: Tensor  # 0-dim bool: a NaN is among the counted and must stay visible
-    omitted: Tensor  # 0-dim int64
-    dtype: torch.dtype  # of weights and value
+    @property
+    def counted_mass(self) -> Tensor:
+        """Scalar float64, the mass S of all counted elements (their number without `sample_weight`)."""
+        return self.mass.sum()
 
 
 def topk_threshold(
@@ -166,9 +165,10 @@ def topk_select(
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
     scores: Tensor | None = None,
+    groups: Tensor | None = None,
     nan_policy: NanPolicy = "propagate",
 ) -> Selection:
-    """The whole selection, for a monitor: threshold, weights, what was kept, counted mass, value.
+    """The whole selection, for a monitor: value, plain mean, threshold, weights, what was kept.
 
     Args:
         losses: See `topk_threshold`.
@@ -179,6 +179,7 @@ def topk_select(
         mask: See `topk_threshold`.
         sample_weight: See `topk_threshold`.
         scores: See `topk_weights`.
+        groups: Integers, shaped like `losses`: each group is ranked by itself. See `average_top_k`.
         nan_policy: See `topk_weights`.
 
     Returns:
@@ -199,90 +200,23 @@ def topk_select(
     """
     check_k(k, fraction)
     check_drop(drop, drop_fraction)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
+    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
     weights, lowest = ranked_weights(counted, k=k, fraction=fraction, drop=drop, drop_fraction=drop_fraction)
+    return selection_of(counted, losses, weights, lowest)
+
+
+def selection_of(counted: Counted, losses: Tensor, weights: Tensor, lowest: Tensor) -> Selection:
+    """What a monitor reads of these weights."""
+    mass = counted.each_mass()
     return Selection(
+        value=weighted_sum(weights, losses),
+        average=weighted_sum(even_weights(counted), losses.detach()),
         threshold=lowest,
         weights=weights,
         kept=weights != 0,
-        value=weighted_sum(weights, losses.detach()),
-        counted_mass=counted.total,
+        mass=mass,
         omitted=counted.omitted,
     )
-
-
-def count(
-    losses: Tensor,
-    *,
-    mask: Tensor | None = None,
-    sample_weight: Tensor | None = None,
-    scores: Tensor | None = None,
-    nan_policy: NanPolicy = "propagate",
-) -> Counted:
-    """Checks the inputs and settles which elements count, with which mass, ranked by which score."""
-    check_tensors(losses, mask=mask, sample_weight=sample_weight, scores=scores)
-    check_nan_policy(nan_policy)
-    losses, mask = losses.detach(), None if mask is None else mask.detach()
-    ranked = losses if scores is None else scores.detach()
-    ranked = ranked.to(computing_dtype(ranked))
-    poisoned = losses.new_zeros((), dtype=torch.bool)
-    omitted = losses.new_zeros((), dtype=torch.int64)
-    mass = None
-    if sample_weight is not None:
-        mass = sample_weight.detach().double()
-        poisoned = _unusable(mass, mask)
-        mask = mass > 0 if mask is None else mask & (mass > 0)
-    if nan_policy == "omit":
-        nan = losses.isnan() if scores is None else losses.isnan() | ranked.isnan()
-        omitted = (nan if mask is None else nan & mask).sum()
-        mask = ~nan if mask is None else mask & ~nan
-    if mask is not None:
-        ranked = _uncounted_last(ranked, mask)
-    if nan_policy != "omit" and losses.numel() > 0:
-        poisoned = poisoned | ranked.amax().isnan()
-        if scores is not None:
-            poisoned = poisoned | (losses if mask is None else losses.masked_fill(~mask, 0)).amax().isnan()
-    if nan_policy == "raise" and bool(poisoned):
-        raise ValueError(
-            "`losses` (or `scores`) must not be NaN where counted; got NaN. "
-            'Pass nan_policy="omit" to leave such elements out.'
-        )
-    if mask is None:
-        total = torch.full((), losses.numel(), dtype=torch.float64, device=losses.device)
-    elif mass is None:
-        total = mask.sum().double()
-    else:
-        mass = mass.masked_fill(~mask, 0)
-        total = mass.sum()
-    return Counted(ranked, mask, mass, total, poisoned, omitted, computing_dtype(losses))
-
-
-def _uncounted_last(scores: Tensor, mask: Tensor) -> Tensor:
-    """The scores, -inf where not counted.
-
-    Adding 0 or -inf, which is -huge * huge, is several times faster on the CPU than choosing by a mask. It differs
-    where NaN or inf stands in a place that is not counted, which shows as a NaN.
-    """
-    if values_are_readable(scores) and scores.numel() > 0:
-        huge = torch.finfo(scores.dtype).max
-        counts = mask.view(torch.uint8).to(scores.dtype)
-        ranked = counts.sub_(1).mul_(huge).mul_(huge).add_(scores)
-        if not bool(ranked.amax().isnan()):
-            return ranked
-    return scores.masked_fill(~mask, -torch.inf)
-
-
-def _unusable(mass: Tensor, mask: Tensor | None) -> Tensor:
-    """Whether a counted mass is negative, infinite or NaN: an error where values may be read, NaN elsewhere."""
-    wrong = ~((mass >= 0) & (mass < torch.inf))
-    if mask is not None:
-        wrong = wrong & mask
-    if values_are_readable(mass) and bool(wrong.any()):
-        raise ValueError(
-            f"`sample_weight` must be finite and >= 0 where counted; got {mass[wrong][0].item():g}. "
-            "To leave an element out give it weight 0 or mask=False."
-        )
-    return wrong.any() | (mass if mask is None else mass.masked_fill(~mask, 0)).sum().isinf()
 
 
 def capacity(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
@@ -342,13 +276,13 @@ def ranked_weights(
     """Weights of the mass that follows the dropped one, and its lowest score."""
     wanted = capacity(counted.total, k, fraction)
     if not drop and not drop_fraction:
-        wanted = wanted.maximum(LEAST * counted.total)
-        end = cut(counted, wanted)
-        return spread(counted, share(counted, end), wanted, end.score), end.score
+        return largest(counted, wanted.maximum(LEAST * counted.total))
     dropped = capacity(counted.total, drop, drop_fraction)
     left = counted.total - dropped
     left = torch.where(left > SLACK * counted.total, left, 0)
     selected = wanted.maximum(LEAST_BEHIND_DROPPED * counted.total).minimum(left)
+    if counted.places is not None:
+        return weights_of(counted, within(counted.places, dropped, selected))
     start, end = cut(counted, dropped), cut(counted, dropped + selected)
     # of the selected mass itself, not of its sum with the dropped one, which rounds
     part = (selected - (end.above - dropped).clamp(min=0)) / end.tied
@@ -357,16 +291,86 @@ def ranked_weights(
     return spread(counted, share(counted, end, start), selected, end.score), end.score
 
 
+def kth_weights(counted: Counted, *, k: float | None, fraction: float | None) -> tuple[Tensor, Tensor]:
+    """Weights of what ties at the end of the mass asked for, and its score."""
+    wanted = capacity(counted.total, k, fraction).maximum(LEAST * counted.total)
+    if counted.places is None:
+        return weights_of(counted, counted.scores == cut(counted, wanted).score)
+    return weights_of(counted, last(counted.places, wanted))
+
+
+def weights_above(
+    counted: Counted, *, threshold: float, min_kept: float | None, min_fraction: float | None
+) -> tuple[Tensor, Tensor]:
+    """Weights of what lies above a threshold or within the least mass that is kept, and the lowest score of it."""
+    chosen = counted.scores > threshold
+    if not min_kept and min_fraction is None:
+        return weights_of(counted, chosen)
+    floor = capacity(counted.total, min_kept, min_fraction)
+    return weights_of(counted, torch.maximum(chosen.to(counted.dtype), shares(counted, floor)))
+
+
+def hard_negative_weights(counted: Counted, *, ratio: float, min_negatives: float) -> tuple[Tensor, Tensor]:
+    """Weights of all positives, which are ranked first, and of so many negatives for each; and their lowest score."""
+    mass = counted.mass_of(counted.scores == torch.inf)
+    return largest(counted, (mass + (ratio * mass).clamp(min=min_negatives)).minimum(counted.total))
+
+
+def positives_first(scores: Tensor, positives: Tensor) -> Tensor:
+    """Scores by which the negatives come in their own order, behind the positives, which alone are infinite."""
+    scores = scores.detach()
+    return torch.where(positives, torch.inf, scores.clamp(max=torch.finfo(scores.dtype).max))
+
+
+def largest(counted: Counted, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of the `wanted` mass of the largest, and the lowest score among them."""
+    if counted.places is not None:
+        return weights_of(counted, within(counted.places, None, wanted))
+    end = cut(counted, wanted)
+    return spread(counted, share(counted, end), wanted, end.score), end.score
+
+
+def shares(counted: Counted, wanted: Tensor) -> Tensor:
+    """How much of each element lies within the `wanted` mass of the largest."""
+    if counted.places is not None:
+        return within(counted.places, None, wanted).to(counted.dtype)
+    return share(counted, cut(counted, wanted))
+
+
+def weights_of(counted: Counted, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of these shares of the elements, and the lowest score among them."""
+    mass = counted.mass_of(chosen)
+    lowest = _lowest(counted, chosen)
+    return spread(counted, chosen.to(counted.dtype), mass, lowest), lowest
+
+
+def _lowest(counted: Counted, chosen: Tensor) -> Tensor:
+    chosen = chosen > 0 if counted.mask is None else (chosen > 0) & counted.mask
+    scores = torch.where(chosen, counted.scores, torch.inf)
+    lowest = scores.amin() if scores.numel() > 0 else scores.new_zeros(())
+    return torch.where(chosen.any(), lowest, -torch.inf).masked_fill(counted.poisoned, torch.nan)
+
+
+def even_weights(counted: Counted) -> Tensor:
+    """Weights of the plain mean of all that counts, whatever its group; NaN there where poisoned."""
+    mass = counted.each_mass()
+    total = mass.sum()
+    share = torch.where(total > 0, mass / total, 0)
+    return share.masked_fill(counted.poisoned & (mass > 0), torch.nan).to(counted.dtype)
+
+
 def spread(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest: Tensor) -> Tensor:
     """Weights of sum 1 over the chosen shares; 0 where not counted, NaN on the counted where poisoned.
 
     Args:
         counted: What counts.
         chosen: The share of each element.
-        selected_mass: The mass of all chosen shares.
+        selected_mass: The mass of all chosen shares; with groups, in the element's own.
         lowest: 0-dim, the lowest score chosen. Above -inf it leaves out by itself what is not counted.
     """
     scale = torch.where(selected_mass > 0, 1 / selected_mass, 0)
+    if counted.places is not None:
+        scale = scale / counted.places.number
     scale = torch.where(counted.poisoned, torch.nan, scale)
     weights = (chosen if counted.mass is None else counted.mass * chosen).mul(scale).to(counted.dtype)
     if counted.mask is None or (values_are_readable(lowest) and bool(lowest > -torch.inf)):

@@ -1,0 +1,155 @@
+"""Criteria made of criteria: a weighted sum of several, and one at several scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from topkloss.arguments import check_weights_of_parts
+from topkloss.criterion import Criterion
+from topkloss.selection import Selection
+
+__all__ = ["CompoundLoss", "DeepSupervisionLoss"]
+
+
+class CompoundLoss(nn.Module):
+    r"""A weighted sum of criteria on the same outputs: mined cross-entropy and full Dice, say.
+
+    .. math:: \sum_j a_j\, \mathrm{criterion}_j(\mathrm{outputs}, \mathrm{targets})
+
+    Args:
+        criteria: What is summed; each selects by its own rule.
+        weights: :math:`a_j`, one per criterion, finite and >= 0. Default: 1 each. One of weight 0 is not computed.
+
+    Raises:
+        ValueError: If the weights do not fit the criteria, or none is above 0.
+
+    Example:
+        >>> from topkloss import AverageTopKCrossEntropyLoss, AverageTopKLoss, RegionLoss
+        >>> from topkloss.regions import dice_loss
+        >>> mined, dice = AverageTopKCrossEntropyLoss(fraction=0.1), AverageTopKLoss(RegionLoss(dice_loss), fraction=1)
+        >>> criterion = CompoundLoss([mined, dice], weights=[1.0, 0.5])
+        >>> outputs, targets = torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]])
+        >>> criterion(outputs, targets)
+        tensor(0.9598)
+
+    Cost: that of its parts.
+    Reference: the sum of Dice and mined cross-entropy is that of nnU-Net's `DC_and_topk_loss`.
+    """
+
+    def __init__(self, criteria: Sequence[Criterion], *, weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.weights = [1.0] * len(criteria) if weights is None else [float(weight) for weight in weights]
+        check_weights_of_parts("criteria", len(criteria), self.weights)
+        self.criteria = nn.ModuleList(criteria)
+
+    def forward(self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The sum.
+
+        Args:
+            outputs, targets: What each criterion takes.
+            mask: Bool, shaped like the targets; True = counts.
+        """
+        parts = [weight * part(outputs, targets, mask=mask) for weight, part in self._parts()]
+        return torch.stack(parts).sum()
+
+    def select(self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> list[Selection | None]:
+        """What each criterion selected, in their order; None where the weight is 0. Each has its own `value`."""
+        return [
+            part.select(outputs, targets, mask=mask) if weight > 0 else None  # type: ignore[operator]
+            for weight, part in zip(self.weights, self.criteria, strict=True)
+        ]
+
+    def total(self, selections: Sequence[Selection | None]) -> Tensor:
+        """The sum, of what `select` returned: to call ``backward()`` on, at no second pass."""
+        pairs = zip(self.weights, selections, strict=True)
+        return torch.stack([weight * chosen.value for weight, chosen in pairs if chosen is not None]).sum()
+
+    def _parts(self) -> list[tuple[float, nn.Module]]:
+        return [pair for pair in zip(self.weights, self.criteria, strict=True) if pair[0] > 0]
+
+    def extra_repr(self) -> str:
+        """Parameters as they were given."""
+        return f"weights={self.weights}"
+
+
+class DeepSupervisionLoss(nn.Module):
+    r"""One criterion on outputs of several scales: their weighted mean, each scale ranked by itself.
+
+    .. math:: \frac{\sum_j a_j\, \mathrm{criterion}(\mathrm{outputs}_j, \mathrm{targets}_j)}{\sum_j a_j}
+
+    A `fraction` is the same at every scale. What is asked as a count (`k`, `drop`, `min_kept`) is meant at the first
+    scale, the finest, and shrinks with the number of pixels. Targets are taken at the nearest pixel, so what is ignored
+    stays ignored.
+
+    Args:
+        criterion: A criterion of pixels.
+        weights: :math:`a_j`, one per scale, finite and >= 0. A scale of weight 0 is not computed.
+
+    Raises:
+        ValueError: If the weights do not fit the outputs, or none is above 0.
+
+    Example:
+        >>> from topkloss import AverageTopKCrossEntropyLoss
+        >>> criterion = DeepSupervisionLoss(AverageTopKCrossEntropyLoss(fraction=0.5), weights=[1.0, 0.5, 0.0])
+        >>> outputs = [torch.zeros(1, 2, side, side) for side in (4, 2, 1)]
+        >>> criterion(outputs, torch.zeros(1, 4, 4, dtype=torch.long))
+        tensor(0.6931)
+
+    Cost: that of the criterion at each scale.
+    Reference: Lee et al. Deeply-Supervised Nets. AISTATS 2015.
+    """
+
+    def __init__(self, criterion: Criterion, *, weights: Sequence[float]) -> None:
+        super().__init__()
+        self.weights = [float(weight) for weight in weights]
+        check_weights_of_parts("weights", len(self.weights), self.weights)
+        self.criterion = criterion
+
+    def forward(self, outputs: Sequence[Tensor], targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The weighted mean.
+
+        Args:
+            outputs: One tensor per scale, the finest first, shape (N, C, d1, ...) each.
+            targets: Class indices at any scale, shape (N, D1, ...), any integer type.
+            mask: Bool, shaped like `targets`; True = counts.
+        """
+        return self.total(self.select(outputs, targets, mask=mask))
+
+    def select(
+        self, outputs: Sequence[Tensor], targets: Tensor, *, mask: Tensor | None = None
+    ) -> list[Selection | None]:
+        """What was selected at each scale; None where the weight is 0."""
+        check_weights_of_parts("outputs", len(outputs), self.weights)
+        finest = outputs[0][:, 0].numel()
+        return [
+            self.criterion.select(
+                scale,
+                _at_scale(targets, scale),
+                mask=None if mask is None else _at_scale(mask, scale),
+                scale=scale[:, 0].numel() / max(finest, 1),
+            )
+            if weight > 0
+            else None
+            for weight, scale in zip(self.weights, outputs, strict=True)
+        ]
+
+    def total(self, selections: Sequence[Selection | None]) -> Tensor:
+        """The weighted mean, of what `select` returned: to call ``backward()`` on, at no second pass."""
+        pairs = zip(self.weights, selections, strict=True)
+        parts = [weight * chosen.value for weight, chosen in pairs if chosen is not None]
+        return torch.stack(parts).sum() / sum(self.weights)
+
+    def extra_repr(self) -> str:
+        """Parameters as they were given."""
+        return f"weights={self.weights}"
+
+
+def _at_scale(values: Tensor, outputs: Tensor) -> Tensor:
+    """The values at the pixels of the outputs, each from the nearest; exact for any integer type."""
+    for dim, size in enumerate(outputs.shape[2:], start=1):
+        places = torch.arange(size, device=values.device)
+        values = values.index_select(dim, (2 * places + 1) * values.shape[dim] // (2 * size))
+    return values

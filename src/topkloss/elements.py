@@ -1,0 +1,220 @@
+"""Individual losses as modules that know which elements count, and with which mass: what a criterion is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from topkloss.arguments import check_beside, check_class_weights, check_label_smoothing, check_tensors
+from topkloss.losses import check_logits, cross_entropy
+from topkloss.regions import present_classes
+from topkloss.tensors import computing_dtype
+
+__all__ = ["CrossEntropy", "ElementLoss", "Elements", "RegionLoss"]
+
+
+class Elements(NamedTuple):
+    """One loss per element, and what a criterion needs to know of each. All but `losses` may be None.
+
+    Example:
+        >>> Elements(torch.tensor([1.0, 2.0]), mask=torch.tensor([True, False])).mask
+        tensor([ True, False])
+    """
+
+    losses: Tensor  # not reduced
+    mask: Tensor | None = None  # True = counts
+    sample_weight: Tensor | None = None  # mass
+    scores: Tensor | None = None  # to rank by
+    classes: Tensor | None = None  # integers
+
+    def of_samples(self) -> Elements:
+        """The mean of each sample's counted losses, by mass, and of its scores; a sample without any does not count."""
+        losses, scores = self.losses, self.scores
+        check_tensors(losses, mask=self.mask, sample_weight=self.sample_weight)
+        flat = (losses.flatten(1) if losses.dim() > 1 else losses.unsqueeze(1)).to(computing_dtype(losses))
+        mass = torch.ones_like(flat) if self.sample_weight is None else self.sample_weight.reshape(flat.shape)
+        if self.mask is not None:
+            mass = mass.masked_fill(~self.mask.reshape(flat.shape), 0)
+        total = mass.sum(dim=1)
+        share = (mass / total.clamp(min=torch.finfo(mass.dtype).tiny).unsqueeze(1)).to(flat.dtype)
+
+        def mean(values: Tensor) -> Tensor:
+            return (values.reshape(flat.shape).to(flat.dtype).masked_fill(share == 0, 0) * share).sum(dim=1)
+
+        return Elements(mean(losses), total > 0, scores=None if scores is None else mean(scores))
+
+    def samples(self) -> Tensor:
+        """For each element the number of its sample."""
+        losses = self.losses
+        number = torch.arange(losses.shape[0], device=losses.device)
+        return number.view(-1, *(1,) * (losses.dim() - 1)).expand(losses.shape)
+
+    def own_classes(self) -> Tensor:
+        """For each element the number of its class."""
+        classes = self.classes
+        if classes is None or classes.shape != self.losses.shape or classes.is_floating_point():
+            came = "no classes" if classes is None else f"{classes.dtype} of shape {tuple(classes.shape)}"
+            raise ValueError(
+                f'`targets` must be integers shaped like the losses, {tuple(self.losses.shape)}, for within="class"; '
+                f"got {came}. Other groups can be passed as `groups`."
+            )
+        return classes
+
+
+class ElementLoss(nn.Module):
+    """An individual loss that says itself what counts: derive from it, and return `Elements` from ``forward``.
+
+    Example:
+        >>> class Labelled(ElementLoss):
+        ...     def forward(self, outputs, targets, *, mask=None, sample_weight=None):
+        ...         known = targets.isfinite()  # NaN marks what nobody measured
+        ...         error = (outputs - targets.nan_to_num()).abs()
+        ...         return Elements(error, known if mask is None else known & mask, sample_weight)
+        >>> from topkloss import AverageTopKLoss
+        >>> criterion = AverageTopKLoss(Labelled(), fraction=0.5)
+        >>> criterion(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([0.0, 0.0, torch.nan]))
+        tensor(2.)
+    """
+
+    def forward(
+        self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
+    ) -> Elements:
+        """The losses of this batch.
+
+        Args:
+            outputs, targets: As the loss defines them.
+            mask: Bool, True = counts: elements that the caller leaves out. What stands there never matters.
+            sample_weight: Mass of each element.
+        """
+        raise NotImplementedError
+
+
+class CrossEntropy(ElementLoss):
+    """Cross-entropy with ``ignore_index``, class weights as mass and label smoothing, for any criterion.
+
+    Args:
+        weight: Class weights, shape (C,), finite and >= 0. Default: 1 each.
+        ignore_index: Target of the elements to leave out; it need not be a legal class.
+        label_smoothing: Share of the target spread evenly over the classes, in [0, 1]; ranked is by the loss without.
+
+    Example:
+        >>> elements = CrossEntropy(ignore_index=255)(torch.zeros(2, 3), torch.tensor([1, 255]))
+        >>> elements.losses, elements.mask
+        (tensor([1.0986, 1.0986]), tensor([ True, False]))
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, *, weight: Tensor | None = None, ignore_index: int = -100, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        check_label_smoothing(label_smoothing)
+        check_class_weights(weight)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
+    ) -> Elements:
+        """The losses of this batch.
+
+        Args:
+            outputs: Logits, shape (N, C) or (N, C, d1, ...).
+            targets: Class indices, shape (N,) or (N, d1, ...), any integer type.
+            mask: Bool, shaped like `targets`; True = counts. Combined with `ignore_index`.
+            sample_weight: Mass of each element, shaped like `targets`; multiplied with its class weight.
+        """
+        return cross_entropy_elements(
+            outputs,
+            targets,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            mask=mask,
+            sample_weight=sample_weight,
+        )
+
+    def extra_repr(self) -> str:
+        """Parameters as they were given."""
+        weight = "" if self.weight is None else f"weight={tuple(self.weight.shape)}, "
+        return f"{weight}ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}"
+
+
+class RegionLoss(ElementLoss):
+    """A loss of whole regions, one number per (sample, class) or per sample; classes absent from a sample do not count.
+
+    Args:
+        loss: Called as ``loss(outputs, targets, mask=...)``; returns losses of shape (N, C), or (N,): `dice_loss`,
+            `generalized_dice_loss`, or ``functools.partial(tversky_loss, ...)``.
+        ignore_index: Target of the pixels to leave out.
+
+    Example:
+        >>> from topkloss.regions import dice_loss
+        >>> outputs, targets = torch.zeros(1, 2, 4), torch.tensor([[0, 0, 255, 255]])
+        >>> elements = RegionLoss(dice_loss, ignore_index=255)(outputs, targets)
+        >>> elements.losses, elements.mask
+        (tensor([[0.3333, 1.0000]]), tensor([[ True, False]]))
+    """
+
+    def __init__(self, loss: Callable[..., Tensor], *, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.loss = loss
+        self.ignore_index = ignore_index
+
+    def forward(
+        self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
+    ) -> Elements:
+        """The losses of this batch.
+
+        Args:
+            outputs: Logits, shape (N, C, d1, ...).
+            targets: Class indices, shape (N, d1, ...), any integer type.
+            mask: Bool, shaped like `targets`: pixels that count. Combined with `ignore_index`.
+            sample_weight: Mass of each region, shaped like the losses.
+        """
+        check_logits(outputs, targets, None)
+        check_beside("targets", targets, mask=mask)
+        targets = targets.long()
+        counts = targets != self.ignore_index if mask is None else (targets != self.ignore_index) & mask
+        losses = self.loss(outputs, targets, mask=counts)
+        present = present_classes(targets, outputs.shape[1], mask=counts)
+        if losses.dim() == 1:
+            return Elements(losses, present.any(dim=1), sample_weight)
+        classes = torch.arange(losses.shape[1], device=losses.device).expand(losses.shape)
+        return Elements(losses, present, sample_weight, classes=classes)
+
+
+def cross_entropy_elements(
+    outputs: Tensor,
+    targets: Tensor,
+    *,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    mask: Tensor | None,
+    sample_weight: Tensor | None,
+) -> Elements:
+    """See `CrossEntropy`."""
+    check_logits(outputs, targets, weight)
+    check_beside("targets", targets, mask=mask, sample_weight=sample_weight)
+    targets = targets.long()  # in uint8, -100 would be the class 156
+    counts = targets != ignore_index
+    if mask is not None:
+        counts = counts & mask
+    mass = sample_weight
+    if weight is not None:
+        own = _class_mass(targets, weight)
+        mass = own if mass is None else own * mass
+    if mass is not None:
+        counts = counts & (mass != 0)  # here already: the loss must not see what does not count
+    losses, scores = cross_entropy(outputs, targets, mask=counts, weight=weight, label_smoothing=label_smoothing)
+    return Elements(losses, counts, mass, scores, targets)
+
+
+def _class_mass(targets: Tensor, weight: Tensor) -> Tensor:
+    """The class weight of each target, float64; 1 where the target is no class, which the loss then reports."""
+    legal = (targets >= 0) & (targets < weight.numel())
+    return torch.where(legal, weight.detach().double()[targets.masked_fill(~legal, 0)], 1)

@@ -1,0 +1,100 @@
+"""Criteria of hard example mining in its older forms: above a threshold, and so many negatives per positive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from topkloss.arguments import NanPolicy, check_floor, check_positives, check_ratio
+from topkloss.counted import Counted
+from topkloss.criterion import Criterion, IndividualLoss, Level, Within, scaled
+from topkloss.elements import Elements
+from topkloss.selection import hard_negative_weights, positives_first, weights_above
+
+__all__ = ["HardNegativeLoss", "OHEMLoss"]
+
+
+class OHEMLoss(Criterion):
+    """Online hard example mining by a threshold, with a floor, over any per-element loss. See `average_above`.
+
+    Args:
+        loss, level, nan_policy: See `OfElements`.
+        within: See `Criterion`.
+        threshold: Losses above it are kept. For a probability p of the right class, ``-math.log(p)``.
+        min_kept: Least mass that is kept, >= 0.
+        min_fraction: `min_kept` as a share of the counted mass, 0 < min_fraction <= 1. At most one of the two.
+
+    Example:
+        >>> import math
+        >>> from topkloss import CrossEntropy
+        >>> criterion = OHEMLoss(CrossEntropy(ignore_index=255), threshold=-math.log(0.7), min_fraction=1 / 16)
+        >>> criterion(torch.tensor([[4.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 0, 255]))
+        tensor(1.3133)
+    """
+
+    def __init__(
+        self,
+        loss: IndividualLoss,
+        *,
+        threshold: float,
+        min_kept: float | None = None,
+        min_fraction: float | None = None,
+        level: Level = "element",
+        within: Within = "batch",
+        nan_policy: NanPolicy = "propagate",
+    ) -> None:
+        super().__init__(loss, level=level, within=within, nan_policy=nan_policy)
+        check_floor(threshold, min_kept, min_fraction)
+        self.threshold = threshold
+        self.min_kept = min_kept
+        self.min_fraction = min_fraction
+
+    def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
+        min_kept = scaled(self.min_kept, scale)
+        return weights_above(counted, threshold=self.threshold, min_kept=min_kept, min_fraction=self.min_fraction)
+
+
+class HardNegativeLoss(Criterion):
+    """All positives and the hardest negatives, so many for each, of any per-element loss: SSD's 3:1.
+
+    See `average_hard_negatives`. A class index above 0 is a positive; 0 is the background.
+
+    Args:
+        loss, nan_policy: See `OfElements`.
+        within: See `Criterion`. SSD mines within each "sample".
+        ratio: Negatives per positive, > 0, real.
+        min_negatives: Least mass of negatives, >= 0, also where there is no positive.
+        positives: Called as ``positives(targets)``; bool, shaped like the losses. Default: ``targets > 0``.
+
+    Example:
+        >>> from topkloss import CrossEntropy
+        >>> criterion = HardNegativeLoss(CrossEntropy(), ratio=1, within="sample")
+        >>> outputs = torch.tensor([[[0.0, 0.0, 1.0], [2.0, -3.0, 1.0]]])
+        >>> criterion(outputs, torch.tensor([[1, 0, 0]]))
+        tensor(0.4100)
+    """
+
+    def __init__(
+        self,
+        loss: IndividualLoss,
+        *,
+        ratio: float = 3.0,
+        min_negatives: float = 0.0,
+        positives: Callable[[Tensor], Tensor] | None = None,
+        within: Within = "batch",
+        nan_policy: NanPolicy = "propagate",
+    ) -> None:
+        super().__init__(loss, level="element", within=within, nan_policy=nan_policy)
+        check_ratio(ratio, min_negatives)
+        self.ratio = ratio
+        self.min_negatives = min_negatives
+        self.positives = positives
+
+    def _scores(self, elements: Elements, targets: Tensor) -> Tensor:
+        positives = targets > 0 if self.positives is None else self.positives(targets)
+        check_positives(elements.losses, positives)
+        return positives_first(elements.losses if elements.scores is None else elements.scores, positives)
+
+    def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
+        return hard_negative_weights(counted, ratio=self.ratio, min_negatives=self.min_negatives * scale)

@@ -1,0 +1,128 @@
+"""What the mining did, averaged over an epoch, from selections that were made anyway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from topkloss.selection import Selection
+
+__all__ = ["Mined", "Monitor"]
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What the mining did over some batches. Numbers are NaN where nothing was counted.
+
+    Attributes:
+        batches: How many batches counted something.
+        value: Mean over these batches of what was minimised.
+        average: Mean over all counted elements of the loss: what an unmined model would minimise.
+        threshold: Mean over these batches of the loss from which an element was kept.
+        kept: Share of the counted mass that was kept, in [0, 1].
+        kept_of_class: The same for each class: 1 where all of its elements were kept.
+        gradient_of_class: Share of each class in the weights, so in the gradient; they sum to 1.
+        omitted: How many elements were left out as NaN.
+    """
+
+    batches: int
+    value: float
+    average: float
+    threshold: float
+    kept: float
+    kept_of_class: list[float]
+    gradient_of_class: list[float]
+    omitted: int
+
+
+class Monitor:
+    """Adds up what selections say, on their device and without waiting for it, until `compute` is asked.
+
+    Args:
+        classes: How many classes to tell apart; 0 = none.
+
+    Example:
+        >>> from topkloss import AverageTopKCrossEntropyLoss
+        >>> criterion, monitor = AverageTopKCrossEntropyLoss(fraction=0.5), Monitor(classes=2)
+        >>> outputs = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 2.0], [0.0, 1.0]], requires_grad=True)
+        >>> targets = torch.tensor([0, 0, 1, 1])
+        >>> selection = criterion.select(outputs, targets)
+        >>> selection.value.backward()  # the training step, as with criterion(outputs, targets)
+        >>> monitor.update(selection, targets)
+        >>> mined = monitor.compute()
+        >>> round(mined.value, 4), round(mined.average, 4), mined.kept, mined.gradient_of_class
+        (0.5032, 0.3151, 0.5, [0.5, 0.5])
+    """
+
+    def __init__(self, classes: int = 0) -> None:
+        self.classes = classes
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins anew: a new epoch."""
+        self._sums: Tensor | None = None
+        self._of_classes: Tensor | None = None
+
+    def update(self, selection: Selection, classes: Tensor | None = None) -> None:
+        """Adds one batch.
+
+        Args:
+            selection: From ``criterion.select(...)`` or `topk_select`.
+            classes: The class of each element, integers shaped like ``selection.weights``; what is not in [0, classes)
+                is not told apart.
+        """
+        mass, kept = selection.mass, selection.mass * selection.kept
+        total = mass.sum()
+        counts = (total > 0).double()
+        average = torch.where(total > 0, selection.average.double() * total, 0)
+        batch = [
+            counts,
+            selection.value.detach() * counts,
+            average,
+            total,
+            _or_0(selection.threshold, total),
+            kept.sum(),
+        ]
+        sums = torch.stack([*(number.double() for number in batch), selection.omitted.double()])
+        self._sums = sums if self._sums is None else self._sums + sums
+        if self.classes and classes is not None:
+            legal = (classes >= 0) & (classes < self.classes)
+            place = torch.where(legal, classes, self.classes).long().flatten()
+            weights = selection.weights.double()
+            rows = [
+                torch.zeros(self.classes + 1, dtype=torch.float64, device=place.device).scatter_add(
+                    0, place, row.flatten()
+                )
+                for row in (mass, kept, weights)
+            ]
+            added = torch.stack(rows)[:, : self.classes]
+            self._of_classes = added if self._of_classes is None else self._of_classes + added
+
+    def compute(self) -> Mined:
+        """What the mining did since the last reset."""
+        nan = float("nan")
+        sums = [0.0] * 7 if self._sums is None else self._sums.tolist()
+        batches, value, average, total, threshold, kept, omitted = sums
+        rows = [[nan] * self.classes] * 3 if self._of_classes is None else self._of_classes.tolist()
+        mass_of, kept_of, weight_of = rows
+        weight = sum(weight_of)
+
+        def ratio(part: float, whole: float) -> float:
+            return part / whole if whole != 0 else nan
+
+        return Mined(
+            batches=int(batches),
+            value=ratio(value, batches),
+            average=ratio(average, total),
+            threshold=ratio(threshold, batches),
+            kept=ratio(kept, total),
+            kept_of_class=[ratio(part, whole) for part, whole in zip(kept_of, mass_of, strict=True)],
+            gradient_of_class=[ratio(part, weight) for part in weight_of],
+            omitted=int(omitted),
+        )
+
+
+def _or_0(number: Tensor, total: Tensor) -> Tensor:
+    return torch.where(total > 0, number, 0)

@@ -1,0 +1,194 @@
+r"""Aggregates without a selection: the average top-k loss through a learned threshold, and the tilted average.
+
+The gradient of the first flows into its threshold too, which is how it knows more than one batch; the second
+weighs every loss by its exponential.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from topkloss.arguments import NanPolicy, check_k, check_smoothing, check_threshold, check_tilt, real_number
+from topkloss.counted import count
+from topkloss.criterion import IndividualLoss, Level, OfElements
+from topkloss.selection import even_weights, weighted_sum
+
+__all__ = ["DualAverageTopKLoss", "average_top_k_dual", "tilted"]
+
+# Beyond so many widths the rounded corner is the corner, to the last digit.
+WIDE = 1e9
+
+
+def average_top_k_dual(
+    losses: Tensor,
+    threshold: Tensor,
+    *,
+    fraction: float,
+    smoothing: float = 0.0,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    nan_policy: NanPolicy = "propagate",
+) -> Tensor:
+    r"""The average top-k loss as seen from a threshold: minimised over the threshold too, it is that of all data.
+
+    .. math:: \lambda + \frac{1}{f S} \sum_i s_i\, [\ell_i - \lambda]_+ , \qquad S = \sum_i s_i, \quad
+        f = \mathrm{fraction}
+
+    Never below the `average_top_k` of the batch; equal to it where :math:`\lambda` is its threshold. Its mean over
+    batches is its value on all data, so gradient steps on (parameters, :math:`\lambda`) minimise the average top-k
+    loss *of the data set*, however small the batches; the mean of the batches' own is smaller (they are biased down).
+    Convex in both together where the losses are convex. With ``smoothing`` :math:`= \delta > 0` the corner is rounded
+    off (ST_k):
+
+    .. math:: [x]_+ \approx \tfrac12 \big(x + \sqrt{x^2 + \delta^2} - \delta\big)
+
+    which is smaller than the corner by less than :math:`\delta / 2`.
+
+    Args:
+        losses: See `average_top_k`.
+        threshold: :math:`\lambda`, 0-dim, floating point, in the unit of the losses; gets a gradient, of
+            ``1 - (share of the batch above it) / fraction``.
+        fraction: Share of the data that is averaged, 0 < fraction <= 1.
+        smoothing: Width :math:`\delta` of the rounded corner, in the unit of the losses, >= 0.
+        mask, sample_weight, nan_policy: See `average_top_k`.
+
+    Returns:
+        See `average_top_k`. Where nothing is counted, 0, and no gradient in the threshold either.
+
+    Raises:
+        TypeError, ValueError: See `topk_threshold`; also if `threshold` is no 0-dim floating-point tensor, or
+            `smoothing` out of range.
+
+    Example:
+        >>> losses = torch.tensor([9.0, 7.0, 5.0, 3.0])
+        >>> [average_top_k_dual(losses, torch.tensor(at), fraction=0.5).item() for at in (3.0, 5.0, 9.0)]
+        [9.0, 8.0, 9.0]
+
+    Cost: four reads of the losses.
+    Reference: Fan et al. 2017, equations 2 to 4; Rockafellar, Uryasev 2000. With smoothing: Xia, Liu, Mao, on ST_k,
+        NeurIPS 2024.
+    """
+    check_k(None, fraction)
+    check_threshold(threshold)
+    check_smoothing(smoothing)
+    counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
+    excess = _positive_part(losses.to(counted.dtype) - threshold.to(counted.dtype), smoothing)
+    excess = torch.where(counted.poisoned, losses.to(counted.dtype), excess)  # below the threshold a NaN shows as well
+    shift = torch.where(counted.total > 0, threshold.to(counted.dtype), 0)
+    return shift + weighted_sum(even_weights(counted), excess) / fraction
+
+
+def tilted(
+    losses: Tensor,
+    *,
+    tilt: float,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    nan_policy: NanPolicy = "propagate",
+) -> Tensor:
+    r"""The log-mean-exp of the losses: between the average (tilt to 0) and the maximum (tilt to infinity).
+
+    .. math:: \frac1t \log \Big( \frac1S \sum_i s_i\, e^{t \ell_i} \Big), \qquad S = \sum_i s_i
+
+    Every loss gets some gradient, in proportion to :math:`s_i e^{t \ell_i}`; a negative tilt favours the small ones.
+    For t > 0 convex, and a bound on the tail: the average top-k loss is at most this :math:`+ \frac1t \log(S / k)`.
+
+    Args:
+        losses: See `average_top_k`.
+        tilt: t, finite and not 0, in one over the unit of the losses.
+        mask, sample_weight, nan_policy: See `average_top_k`.
+
+    Returns:
+        See `average_top_k`.
+
+    Raises:
+        TypeError, ValueError: See `topk_threshold`; also if `tilt` is 0 or not finite.
+
+    Example:
+        >>> tilted(torch.tensor([1.0, 2.0, 9.0]), tilt=1.0)
+        tensor(7.9026)
+
+    Cost: six reads of the losses.
+    Reference: Li, Beirami, Sanjabi, Smith. Tilted Empirical Risk Minimization. ICLR 2021.
+    """
+    check_tilt(tilt)
+    counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
+    if losses.numel() == 0:
+        return losses.to(counted.dtype).sum()
+    tilted_losses = losses.to(counted.dtype) * tilt
+    if counted.mask is not None:
+        tilted_losses = tilted_losses.masked_fill(~counted.mask, -torch.inf)
+    largest = tilted_losses.detach().amax()
+    # inf - inf is no number: what ties with an infinite largest one shares the gradient, as in `maximum`
+    distance = torch.where(tilted_losses == largest, 0, tilted_losses.detach() - largest)
+    weights = even_weights(counted) * distance.exp()
+    weights = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    linear = weighted_sum(weights, losses)
+    finite = largest.isfinite()
+    level = torch.where(finite, largest, 0)
+    powers = torch.where(finite, tilted_losses - level, 0).exp()
+    mean = torch.where(finite, weighted_sum(even_weights(counted), powers), 1)
+    return torch.where(finite, (level + mean.log()) / tilt, linear)
+
+
+class DualAverageTopKLoss(OfElements):
+    """The average top-k of the whole data set, through a learned threshold. See `average_top_k_dual`.
+
+    Its one parameter, `threshold`, is trained with those of the model: pass ``criterion.parameters()`` to the optimiser
+    too, and let its value settle before you judge. Where small batches make the top-k of a batch something else
+    than that of the data set, this is the loss to take; in deep networks it is the harder one to train.
+
+    Args:
+        loss, level, nan_policy: See `OfElements`.
+        fraction: Share of the data that is averaged, 0 < fraction <= 1.
+        smoothing: Width of the rounded corner, in the unit of the losses, >= 0 (ST_k).
+        threshold: Where it starts, in the unit of the losses.
+
+    Example:
+        >>> criterion = DualAverageTopKLoss(nn.L1Loss(reduction="none"), fraction=0.5, threshold=2.0)
+        >>> criterion(torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.zeros(4))
+        tensor(6., grad_fn=<AddBackward0>)
+    """
+
+    def __init__(
+        self,
+        loss: IndividualLoss,
+        *,
+        fraction: float,
+        smoothing: float = 0.0,
+        threshold: float = 0.0,
+        level: Level = "element",
+        nan_policy: NanPolicy = "propagate",
+    ) -> None:
+        super().__init__(loss, level=level, nan_policy=nan_policy)
+        check_k(None, fraction)
+        check_smoothing(smoothing)
+        self.fraction = fraction
+        self.smoothing = smoothing
+        self.threshold = nn.Parameter(torch.tensor(float(real_number("threshold", threshold))))
+
+    def forward(
+        self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """The value at the threshold of now; see `Criterion.forward`."""
+        elements = self._ranked(outputs, targets, mask, sample_weight)
+        return average_top_k_dual(
+            elements.losses,
+            self.threshold,
+            fraction=self.fraction,
+            smoothing=self.smoothing,
+            mask=elements.mask,
+            sample_weight=elements.sample_weight,
+            nan_policy=self.nan_policy,
+        )
+
+
+def _positive_part(x: Tensor, smoothing: float) -> Tensor:
+    """[x]_+, its corner rounded off."""
+    if smoothing == 0.0:
+        return x.relu()
+    near = x.abs() < WIDE * smoothing
+    inside = torch.where(near, x, 0)
+    rounded = (inside + (inside.square() + smoothing**2).sqrt() - smoothing) / 2
+    return torch.where(near, rounded, x.relu() - smoothing / 2 * (x > 0))
