@@ -13,19 +13,35 @@ import pytest
 import torch
 from torch import nn
 
+import topkloss
 from topkloss import (
     AverageRankedRangeLoss,
     AverageTopKCrossEntropyLoss,
     AverageTopKLoss,
+    CompoundLoss,
+    CrossEntropy,
+    DeepSupervisionLoss,
+    DualAverageTopKLoss,
+    HardNegativeLoss,
+    OHEMLoss,
+    RegionLoss,
+    aggregate,
     average,
+    average_above,
+    average_hard_negatives,
     average_ranked_range,
     average_top_k,
+    average_top_k_dual,
+    kth_largest,
     maximum,
+    soft,
+    tilted,
     topk_select,
     topk_threshold,
     topk_weights,
 )
 from topkloss.losses import cross_entropy
+from topkloss.regions import dice_loss
 
 LOSSES = torch.tensor([1.0, 2.0, 3.0])
 NAN = torch.tensor([1.0, math.nan])
@@ -42,6 +58,7 @@ TAKE_K: dict[str, Callable[..., Any]] = {
     "AverageTopKLoss": lambda **given: AverageTopKLoss(nn.L1Loss(reduction="none"), **given),
     "AverageRankedRangeLoss": lambda **given: AverageRankedRangeLoss(nn.L1Loss(reduction="none"), drop=1, **given),
     "AverageTopKCrossEntropyLoss": AverageTopKCrossEntropyLoss,
+    "kth_largest": lambda **given: kth_largest(LOSSES, **given),
 }
 
 BAD_K: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -280,13 +297,12 @@ def test_the_first_wrong_mass_is_named() -> None:
         average(LOSSES, sample_weight=torch.tensor([1.0, -1.0, -2.0]))
 
 
-@pytest.mark.parametrize(
-    "function", [topk_threshold, topk_weights, topk_select, average, maximum, average_top_k, average_ranked_range]
-)
-def test_everything_after_the_losses_is_given_by_name(function: Callable[..., Any]) -> None:
-    first, *others = inspect.signature(function).parameters.values()
-    assert first.name == "losses"
-    assert {parameter.kind for parameter in others} == {inspect.Parameter.KEYWORD_ONLY}
+@pytest.mark.parametrize("name", ["topk_threshold", "topk_weights", "topk_select", *aggregate.__all__, *soft.__all__])
+def test_everything_after_the_tensors_is_given_by_name(name: str) -> None:
+    parameters = inspect.signature(getattr(topkloss, name)).parameters.values()
+    by_place = {one.name for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY}
+    tensors = {"average_hard_negatives": {"losses", "positives"}, "average_top_k_dual": {"losses", "threshold"}}
+    assert by_place == tensors.get(name, {"loss" if name.endswith("Loss") else "losses"})
 
 
 def test_a_wrong_mass_that_is_not_counted_is_no_error() -> None:
@@ -424,4 +440,187 @@ CRITERIA: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("call", "error", "sentence"), [row[1:] for row in CRITERIA], ids=[row[0] for row in CRITERIA])
 def test_criteria(call: Callable[[], Any], error: type[Exception], sentence: str) -> None:
+    says(call, error, sentence)
+
+
+# Mining, groups, sums
+
+MINING: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    (
+        "NaN threshold",
+        lambda: average_above(LOSSES, threshold=math.nan),
+        ValueError,
+        "`threshold` must be a number; got nan. To keep a share of the elements use average_top_k.",
+    ),
+    (
+        "threshold of a tensor",
+        lambda: OHEMLoss(torch.sub, threshold=torch.tensor(0.7)),  # type: ignore[arg-type]
+        TypeError,
+        "`threshold` must be a real number; got Tensor. Pass a Python number, e.g. float(threshold).",
+    ),
+    (
+        "two floors",
+        lambda: OHEMLoss(torch.sub, threshold=1, min_kept=3, min_fraction=0.1),
+        ValueError,
+        "at most one of `min_kept` and `min_fraction` must be given; got min_kept=3 and min_fraction=0.1. "
+        "To keep at least a sixteenth pass min_fraction=1/16.",
+    ),
+    *(
+        (
+            f"floor {bad}",
+            lambda bad=bad: average_above(LOSSES, threshold=1, min_kept=bad),
+            ValueError,
+            f"`min_kept` must satisfy min_kept >= 0; got {bad}. For no least number leave it out.",
+        )
+        for bad in (-1, math.nan)
+    ),
+    (
+        "floor of per cent",
+        lambda: average_above(LOSSES, threshold=1, min_fraction=10),
+        ValueError,
+        "`min_fraction` must satisfy 0 < min_fraction <= 1; got 10. "
+        "To keep at least a sixteenth pass min_fraction=1/16.",
+    ),
+    (
+        "ratio",
+        lambda: HardNegativeLoss(torch.sub, ratio=0),
+        ValueError,
+        "`ratio` must satisfy 0 < ratio < inf; got 0. SSD takes 3 negatives per positive.",
+    ),
+    (
+        "least negatives",
+        lambda: average_hard_negatives(LOSSES, LOSSES > 1, min_negatives=-1),
+        ValueError,
+        "`min_negatives` must satisfy 0 <= min_negatives < inf; got -1. Pass 0 for none where nothing is positive.",
+    ),
+    (
+        "positives of labels",
+        lambda: average_hard_negatives(LOSSES, torch.tensor([0, 1, 2])),
+        TypeError,
+        "`positives` must be a bool tensor; got torch.int64. Pass e.g. positives=targets > 0.",
+    ),
+    (
+        "shape of positives",
+        lambda: HardNegativeLoss(lambda o, t: o)(LOSSES, torch.tensor([0, 1])),
+        ValueError,
+        "`losses` and `positives` must have the same shape; got (3,) and (2,). "
+        "Expand `positives` to the shape of `losses`.",
+    ),
+    (
+        "groups of floats",
+        lambda: average(LOSSES, groups=LOSSES),
+        TypeError,
+        "`groups` must be a tensor of an integer type; got torch.float32. Number the groups, e.g. from 0.",
+    ),
+    (
+        "groups of truth values",
+        lambda: maximum(LOSSES, groups=LOSSES > 1),
+        TypeError,
+        "`groups` must be a tensor of an integer type; got torch.bool. Number the groups, e.g. from 0.",
+    ),
+    (
+        "shape of groups",
+        lambda: topk_select(LOSSES, k=1, groups=torch.tensor([0, 1])),
+        ValueError,
+        "`losses` and `groups` must have the same shape; got (3,) and (2,). Expand `groups` to the shape of `losses`.",
+    ),
+    (
+        "within",
+        lambda: AverageTopKLoss(torch.sub, k=1, within="image"),  # type: ignore[arg-type]
+        ValueError,
+        '`within` must be "batch", "sample" or "class"; got \'image\'. To rank all together pass "batch".',
+    ),
+    (
+        "samples within samples",
+        lambda: AverageTopKLoss(torch.sub, k=1, level="sample", within="sample"),
+        ValueError,
+        '`within` must be "batch" at level="sample"; got \'sample\'. To rank the elements of each sample pass '
+        'level="element".',
+    ),
+    (
+        "within and groups",
+        lambda: AverageTopKLoss(torch.sub, k=1, within="sample")(LOSSES, LOSSES, groups=torch.tensor([0, 1, 2])),
+        ValueError,
+        '`groups` must not be given beside within="sample"; got both. Leave one of them out.',
+    ),
+    (
+        "classes of real numbers",
+        lambda: AverageTopKLoss(torch.sub, k=1, within="class")(LOSSES, LOSSES),
+        ValueError,
+        '`targets` must be integers shaped like the losses, (3,), for within="class"; got torch.float32 of shape (3,). '
+        "Other groups can be passed as `groups`.",
+    ),
+    (
+        "classes of one region per sample",
+        lambda: AverageTopKLoss(RegionLoss(lambda o, t, mask: o.mean(dim=(1, 2))), k=1, within="class")(
+            torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.long)
+        ),
+        ValueError,
+        '`targets` must be integers shaped like the losses, (2,), for within="class"; got no classes. '
+        "Other groups can be passed as `groups`.",
+    ),
+    (
+        "learned threshold",
+        lambda: average_top_k_dual(LOSSES, 1.0, fraction=0.5),  # type: ignore[arg-type]
+        TypeError,
+        "`threshold` must be a 0-dim floating-point tensor; got float. "
+        "To learn it pass torch.nn.Parameter(torch.tensor(0.0)).",
+    ),
+    (
+        "several thresholds",
+        lambda: average_top_k_dual(LOSSES, LOSSES, fraction=0.5),
+        TypeError,
+        "`threshold` must be a 0-dim floating-point tensor; got shape (3,). "
+        "To learn it pass torch.nn.Parameter(torch.tensor(0.0)).",
+    ),
+    (
+        "rounding",
+        lambda: DualAverageTopKLoss(torch.sub, fraction=0.5, smoothing=-1),
+        ValueError,
+        "`smoothing` must satisfy 0 <= smoothing < inf; got -1. For the exact form pass smoothing=0.",
+    ),
+    (
+        "no tilt",
+        lambda: tilted(LOSSES, tilt=0),
+        ValueError,
+        "`tilt` must be finite and not 0; got 0. For its limit at 0 use `average`.",
+    ),
+    (
+        "number of weights",
+        lambda: CompoundLoss([AverageTopKLoss(torch.sub, k=1)], weights=[1, 2]),
+        ValueError,
+        "`criteria` and `weights` must be as many; got 1 and 2. Give a part that is not wanted the weight 0.",
+    ),
+    (
+        "weights of nothing",
+        lambda: DeepSupervisionLoss(AverageTopKLoss(torch.sub, k=1), weights=[0, 0]),
+        ValueError,
+        "`weights` must be finite and >= 0, one of them above 0; got [0.0, 0.0]. A weight of 0 leaves its part out.",
+    ),
+    (
+        "number of scales",
+        lambda: DeepSupervisionLoss(AverageTopKCrossEntropyLoss(k=1), weights=[1])([LOGITS, LOGITS], TARGETS),
+        ValueError,
+        "`outputs` and `weights` must be as many; got 2 and 1. Give a part that is not wanted the weight 0.",
+    ),
+    (
+        "smoothing of the labels",
+        lambda: CrossEntropy(label_smoothing=2),
+        ValueError,
+        "`label_smoothing` must satisfy 0 <= label_smoothing <= 1; got 2. A common choice is label_smoothing=0.1.",
+    ),
+    (
+        "a region loss of one number",
+        lambda: AverageTopKLoss(lambda o, t: dice_loss(o, t).mean(), k=1)(
+            torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.long)
+        ),
+        ValueError,
+        "`losses` must hold one number per element; got a scalar, which is already reduced, so there is nothing to "
+        'select from. Pass the unreduced losses, e.g. with reduction="none".',
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "sentence"), [row[1:] for row in MINING], ids=[row[0] for row in MINING])
+def test_mining(call: Callable[[], Any], error: type[Exception], sentence: str) -> None:
     says(call, error, sentence)
