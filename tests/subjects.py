@@ -84,7 +84,7 @@ def of_losses(make: Callable[..., nn.Module], **given: Any) -> Callable[..., Ten
 
 def ohem(loss: Any, *, k: float | None = None, fraction: float | None = None, nan_policy: Any) -> nn.Module:
     """What is asked is the least that is kept."""
-    return topkloss.OHEMLoss(loss, threshold=1.5, min_kept=k, min_fraction=fraction, nan_policy=nan_policy)
+    return topkloss.OHEMLoss(loss, threshold=2.0, min_kept=k, min_fraction=fraction, nan_policy=nan_policy)
 
 
 def dual_criterion(loss: Any, *, k: float = 0.0, fraction: float = 0.0, nan_policy: Any) -> nn.Module:
@@ -149,7 +149,7 @@ def cross_entropy_criterion(losses: Tensor, *, nan_policy: Any, mask: Any, sampl
 
 def above(losses: Tensor, *, k: float | None = None, fraction: float | None = None, **given: Any) -> Tensor:
     """What is asked is the least that is kept."""
-    return topkloss.average_above(losses, threshold=1.5, min_kept=k, min_fraction=fraction, **given)
+    return topkloss.average_above(losses, threshold=2.0, min_kept=k, min_fraction=fraction, **given)
 
 
 def hard_negatives(losses: Tensor, *, groups: Tensor, k: float = 0.0, fraction: float = 0.0, **given: Any) -> Tensor:
@@ -171,7 +171,7 @@ def tilted(losses: Tensor, *, k: float = 0.0, fraction: float = 0.0, **given: An
 
 def above_oracle(losses: list[float], *, k: float | None = None, fraction: float | None = None, **given: Any) -> float:
     """See `above`."""
-    return reference.average_above(losses, threshold=1.5, min_kept=k, min_fraction=fraction, **given)
+    return reference.average_above(losses, threshold=2.0, min_kept=k, min_fraction=fraction, **given)
 
 
 def hard_negatives_oracle(
@@ -304,7 +304,7 @@ _UP_TO_K_IN_GROUPS = Omission(
     UNEVEN,
 )
 
-_CROSSING = batch([9.0, 1.0], {"k": 1.0}, other=[9.0, 2.0])
+_CROSSING = batch([9.0, 1.0], {"k": 1.0}, other=[9.0, 3.0])
 _ABOVE = [
     Omission("value_is_convex", "a loss that crosses the threshold dilutes the mean", _CROSSING),
     Omission("gradient_is_a_subgradient", "it is not convex", _CROSSING),

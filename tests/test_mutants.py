@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,17 @@ import torch
 from hypothesis import Phase, given, settings
 from torch import Tensor
 
+import topkloss
 from tests.laws import LAWS, Batch, batches
 from tests.subjects import SUBJECTS
 from tests.test_criterion import value_is_the_smoothed_loss_of_the_hardest_by_plain_loss
-from topkloss import aggregate, elements, selection
-from topkloss.threshold import KthLargest, _around
+from topkloss import aggregate, counted, elements, groups, selection, soft
+from topkloss.counted import Counted
+from topkloss.groups import Places
 from topkloss.losses import cross_entropy as right_loss
-from topkloss.selection import Counted, Cut
+from topkloss.selection import Cut, ranked_weights
 from topkloss.selection import weighted_sum as right_sum
+from topkloss.threshold import KthLargest, _around
 
 BY_NAME = {subject.name: subject for subject in SUBJECTS}
 
@@ -36,8 +40,9 @@ class Mutant:
     subject: str = "average_top_k"
 
 
-right_capacity, right_cut, right_count = selection.capacity, selection.cut, selection.count
-right_spread = selection.spread
+right_capacity, right_cut, right_count = selection.capacity, selection.cut, counted.count
+right_spread, right_above, right_kth = selection.spread, selection.weights_above, selection.kth_weights
+right_negatives, right_places, right_part = selection.hard_negative_weights, groups.places, soft._positive_part
 
 
 def clamped(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
@@ -141,9 +146,81 @@ def scaled_down(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest:
     return right_spread(counted, chosen, counted.total, lowest)
 
 
+# Mining and groups
+
+
+def threshold_included(counted: Counted, *, threshold: float, **given: Any) -> tuple[Tensor, Tensor]:
+    return right_above(counted, threshold=math.nextafter(threshold, -math.inf), **given)
+
+
+def floor_as_cap(counted: Counted, *, min_kept: float | None, min_fraction: float | None, threshold: float) -> Any:
+    """The least that is kept is also the most."""
+    return ranked_weights(counted, k=min_kept, fraction=min_fraction)
+
+
+def mean_of_nothing(counted: Counted, **given: Any) -> tuple[Tensor, Tensor]:
+    """Without a floor where none is above: 0 / 0."""
+    weights, lowest = right_above(counted, **given)
+    return weights / weights.sum(), lowest
+
+
+def positives_twice(counted: Counted, *, ratio: float, min_negatives: float) -> tuple[Tensor, Tensor]:
+    """The positives are among the mined ones too."""
+    mass = counted.mass_of(counted.scores == torch.inf)
+    return selection.largest(counted, (ratio * mass).minimum(counted.total))
+
+
+def ratio_upside_down(counted: Counted, *, ratio: float, min_negatives: float) -> tuple[Tensor, Tensor]:
+    return right_negatives(counted, ratio=1 / ratio, min_negatives=min_negatives)
+
+
+def across_groups(losses: Tensor, *, groups: Tensor | None = None, **given: Any) -> Counted:
+    """The hardest of the batch in place of those of each image."""
+    return right_count(losses, **given)
+
+
+def large_groups_say_more(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest: Tensor) -> Tensor:
+    """The mean over all that was selected, not over the groups."""
+    assert counted.places is not None
+    mass = counted.each_mass() * chosen
+    return (mass / mass.sum().clamp(min=1e-300)).to(counted.dtype)
+
+
+def empty_groups_say_zero(scores: Tensor, mask: Tensor | None, mass: Tensor | None, groups: Tensor) -> Places:
+    """Groups in which nothing counts are counted."""
+    at = right_places(scores, mask, mass, groups)
+    return at._replace(number=torch.tensor(float(groups.unique().numel())).double().clamp(min=1))
+
+
+def first_of_the_tied(counted: Counted, *, k: float | None, fraction: float | None) -> tuple[Tensor, Tensor]:
+    weights, score = right_kth(counted, k=k, fraction=fraction)
+    flat = weights.flatten()
+    first = torch.zeros_like(flat)
+    if flat.numel() > 0:
+        first[flat.ne(0).long().argmax()] = flat.sum()
+    return first.reshape(weights.shape), score
+
+
+def excess_of_both_signs(x: Tensor, smoothing: float) -> Tensor:
+    return x
+
+
+def corner_off_by_half(x: Tensor, smoothing: float) -> Tensor:
+    """Rounded off without coming back to the corner far above it."""
+    return right_part(x, smoothing) + smoothing / 2
+
+
+def overflowing(
+    losses: Tensor, *, tilt: float, mask: Any = None, sample_weight: Any = None, nan_policy: Any = None
+) -> Tensor:
+    mass = torch.ones_like(losses) if sample_weight is None else sample_weight
+    mass = mass if mask is None else mass * mask
+    return ((mass * (tilt * losses).exp()).sum() / mass.sum()).log() / tilt
+
+
 VALUE, MASS = "value_is_the_oracles", "scaling_the_mass_changes_nothing_under_fraction"
 MASK, NOBODY = "masked_is_the_same_as_left_out", "nothing_counted_is_a_connected_zero"
-RANGED = "average_ranked_range"
+RANGED, NEGATIVES = "average_ranked_range", "average_hard_negatives"
 MUTANTS = [
     Mutant("k clamped to 1", selection, "capacity", clamped, MASS),
     Mutant("k truncated", selection, "capacity", truncated, VALUE),
@@ -165,6 +242,19 @@ MUTANTS = [
     Mutant("fraction of all, not of the counted", aggregate, "count", share_of_all, MASK),
     Mutant("losses written to", aggregate, "count", written_to, "inputs_are_never_written_to"),
     Mutant("divided by the counted, not the selected", selection, "spread", scaled_down, VALUE),
+    Mutant("losses at the threshold kept", aggregate, "weights_above", threshold_included, VALUE, "average_above"),
+    Mutant("floor as cap", aggregate, "weights_above", floor_as_cap, VALUE, "average_above"),
+    Mutant("mean of nothing", aggregate, "weights_above", mean_of_nothing, NOBODY, "average_above"),
+    Mutant("positives mined too", aggregate, "hard_negative_weights", positives_twice, VALUE, NEGATIVES),
+    Mutant("ratio upside down", aggregate, "hard_negative_weights", ratio_upside_down, VALUE, NEGATIVES),
+    Mutant("negatives of the whole batch", aggregate, "count", across_groups, VALUE, NEGATIVES),
+    Mutant("groups forgotten", aggregate, "count", across_groups, VALUE, "average_top_k in groups"),
+    Mutant("large groups say more", selection, "spread", large_groups_say_more, VALUE, "average_top_k in groups"),
+    Mutant("empty groups say zero", counted, "places", empty_groups_say_zero, MASK, "average_top_k in groups"),
+    Mutant("first of the tied", aggregate, "kth_weights", first_of_the_tied, "order_never_matters", "kth_largest"),
+    Mutant("excess of both signs", soft, "_positive_part", excess_of_both_signs, VALUE, "average_top_k_dual"),
+    Mutant("corner off", soft, "_positive_part", corner_off_by_half, VALUE, "average_top_k_dual smoothed"),
+    Mutant("tilted overflows", topkloss, "tilted", overflowing, VALUE, "tilted"),
 ]
 
 
