@@ -31,8 +31,9 @@ class Counted(NamedTuple):
 
     def mass_of(self, chosen: Tensor) -> Tensor:
         """The counted mass of these shares of the elements: 0-dim, or each group's own for each element."""
-        mass = self.each_mass() * chosen
-        return mass.sum() if self.places is None else self.places.sum(mass)
+        mass = chosen if self.mass is None else self.mass * chosen
+        mass = mass if self.mask is None else mass.masked_fill(~self.mask, 0)
+        return mass.sum(dtype=torch.float64) if self.places is None else self.places.sum(mass.double())
 
 
 def count(
