@@ -59,6 +59,63 @@ def test_train_then_report(table: Path, tmp_path: Path) -> None:
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
+LOSSES = "loss,label\n4,dog\n2,cat\n1,cat\n1,cat\n"
+
+
+def test_inspect(tmp_path: Path) -> None:
+    (tmp_path / "losses.csv").write_text(LOSSES)
+    options = ("--class-column", "label", "--constant-loss", "3", "--fractions", "0.25", "0.5", "1")
+    result = run("inspect", "losses.csv", *options, "--figure", "losses.png", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0] == "4 losses: mean 2, from 1 to 4"
+    assert "Below fraction 0.5 a constant model, of loss 3, has a smaller AT_k than this one." in lines
+    assert "dog    25.0  100.0  50.0" in lines
+    assert lines[-1] == "figure: losses.png"
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in tmp_path.iterdir()} == {"losses.csv", "losses.png"}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "losses.csv must be a CSV file in UTF-8; got No such file or directory. "),
+        ("", "losses.csv, line 1: there must be one column `loss`; got nothing. "),
+        ("value\n1\n", "losses.csv, line 1: there must be one column `loss`; got value. "),
+        ("loss\n1\ntwo\n", "losses.csv, line 3: `loss` must be a number; got two. "),
+        ("loss\n1\nNaN\n", "losses.csv, line 3: `loss` must be a number; got NaN. "),
+    ],
+)
+def test_inspect_refuses_a_bad_file(tmp_path: Path, content: str | None, sentence: str) -> None:
+    if content is not None:
+        (tmp_path / "losses.csv").write_text(content)
+    before = set(tmp_path.iterdir())
+    result = run("inspect", "losses.csv", "--figure", "losses.svg", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"topkloss: {sentence}")
+    assert result.stderr.count("\n") == 1
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_inspect_needs_no_extra_but_that_of_the_figure(tmp_path: Path) -> None:
+    (tmp_path / "losses.csv").write_text(LOSSES)
+    script = (
+        "import sys\n"
+        "for name in ('lightning', 'matplotlib', 'mlxtend', 'numpy', 'PIL', 'timm', 'torchmetrics', 'torchvision'):\n"
+        "    sys.modules[name] = None\n"
+        "from topkloss.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script, "inspect", "losses.csv", "--class-column", "label"]
+    alone, drawn = (
+        subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        for words in (command, [*command, "--figure", "x.png"])
+    )
+    assert (alone.returncode, alone.stderr) == (0, "")
+    assert alone.stdout.startswith("4 losses: ")
+    assert (drawn.returncode, drawn.stdout) == (2, "")
+    assert 'pip install "topkloss[report]"' in drawn.stderr
+
+
 def test_bad_input_is_one_sentence_and_exit_code_2(table: Path, tmp_path: Path) -> None:
     table.write_text(table.read_text().replace("2-3.png", "gone.png"))
     result = run("train", table, *SMALL, cwd=tmp_path)
@@ -165,7 +222,9 @@ def test_version_and_help_load_no_trainer(tmp_path: Path) -> None:
     assert result.stdout == f"topkloss {topkloss.__version__}\n[]\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train", "--frac", "0.5"], ["train", "--epochs", "many"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["train", "--frac", "0.5"], ["train", "--epochs", "many"], ["inspect"]]
+)
 def test_misspelt_commands_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

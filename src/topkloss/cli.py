@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import topkloss
+from topkloss.choose import FRACTIONS
 from topkloss.training.errors import InputError
 from topkloss.training.records import RunRecord, TrainConfig
 
@@ -31,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "train":
             _train(TrainConfig(**{name: getattr(arguments, name) for name in DEFAULTS}))
-        else:
+        elif arguments.command == "report":
             _report(arguments.runs, arguments.figure)
+        else:
+            _inspect(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, `head` for one, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,6 +72,25 @@ def _report(runs: Sequence[Path], figure: Path | None) -> None:
         print(f"figure: {figure}")
 
 
+def _inspect(arguments: argparse.Namespace) -> None:
+    from topkloss.report.losses import inspect, text
+
+    inspection = inspect(
+        arguments.losses,
+        loss_column=arguments.loss_column,
+        class_column=arguments.class_column,
+        constant_loss=arguments.constant_loss,
+        fractions=arguments.fractions,
+    )
+    if arguments.figure is not None:
+        from topkloss.report.curves import draw_inspection
+
+        draw_inspection(inspection, arguments.figure)
+    print(text(inspection))
+    if arguments.figure is not None:
+        print(f"figure: {arguments.figure}")
+
+
 def _sentence(error: Exception) -> str:
     """A missing package is answered with the extra that brings it."""
     if not isinstance(error, ModuleNotFoundError):
@@ -88,7 +110,23 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", parents=[common], help="compare finished runs", allow_abbrev=False)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     report.add_argument("--figure", type=Path, help="draw them too: a path that ends in .png or .svg")
+    _add_inspect(commands.add_parser("inspect", parents=[common], help="choose a fraction", allow_abbrev=False))
     return parser
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("losses", type=Path, metavar="LOSSES", help="CSV (or .tsv) with one loss per line")
+    parser.add_argument("--loss-column", default="loss", help="its name in the first line (default: loss)")
+    parser.add_argument("--class-column", help="show the share of each class in the hardest")
+    parser.add_argument(
+        "--constant-loss",
+        type=float,
+        help="loss of the zero model, log C for C classes: adds the bound",
+    )
+    parser.add_argument(
+        "--fractions", type=float, nargs="+", default=FRACTIONS, metavar="F", help="each in (0, 1] (default: from 0.01)"
+    )
+    parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

@@ -1,1 +1,1 @@
-"""Reads the records of finished runs and shows them; nothing here needs torch."""
+"""Shows finished runs, whose records need no torch, and files of losses: as text and as figures."""

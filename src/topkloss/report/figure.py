@@ -14,7 +14,7 @@ from topkloss.report.table import classes, names
 from topkloss.training.errors import InputError
 from topkloss.training.records import RunRecord, replacing
 
-__all__ = ["draw"]
+__all__ = ["COLOURS", "draw", "save"]
 
 # Okabe and Ito: told apart by the colour-blind; the markers tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -31,8 +31,6 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
     Raises:
         InputError: If the path ends otherwise or cannot be written.
     """
-    if path.suffix not in (".png", ".svg"):
-        raise InputError(f"`--figure` must end in .png or .svg; got {path}. Pass {path.with_suffix('.png')}.")
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
     labels, called = classes(records), names(records)
@@ -53,6 +51,21 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
     for axes in (left, right):
         axes.grid(axis="y", color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture whole or not at all.
+
+    Args:
+        figure: The picture.
+        path: See `draw`.
+
+    Raises:
+        InputError: See `draw`.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise InputError(f"`--figure` must end in .png or .svg; got {path}. Pass {path.with_suffix('.png')}.")
     try:
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150, format=path.suffix[1:])
