@@ -210,6 +210,37 @@ def test_every_count_shrinks_with_the_scale(criterion: nn.Module) -> None:
     assert quarter.kept.sum() == 2
 
 
+def test_numbers_of_samples_and_regions_do_not_shrink_with_the_scale() -> None:
+    outputs, targets = pixels(n=4)
+    samples = AverageTopKCrossEntropyLoss(k=2, level="sample", ignore_index=255)
+    regions = AverageTopKLoss(RegionLoss(dice_loss, ignore_index=255), k=2)
+    for criterion in (samples, regions):
+        assert criterion.select(outputs, targets, scale=1 / 64).kept.sum() == 2
+
+
+def test_sums_at_several_scales() -> None:
+    """nnU-Net's: mined cross-entropy and Dice at each."""
+    outputs = [torch.randn(2, 3, side, side, dtype=torch.float64) for side in (8, 4)]
+    targets = torch.randint(3, (2, 8, 8))
+    both = CompoundLoss([AverageTopKCrossEntropyLoss(k=16), AverageTopKLoss(RegionLoss(dice_loss), fraction=1)])
+    scales = DeepSupervisionLoss(both, weights=[1, 0.5])
+    coarse = CompoundLoss([AverageTopKCrossEntropyLoss(k=4), AverageTopKLoss(RegionLoss(dice_loss), fraction=1)])
+    expected = (both(outputs[0], targets) + 0.5 * coarse(outputs[1], targets[:, 1::2, 1::2])) / 1.5
+    torch.testing.assert_close(scales(outputs, targets), expected)
+    (fine, _), (mined, _) = scales.select(outputs, targets)
+    assert (fine.kept.sum(), mined.kept.sum()) == (16, 4)
+    nested = CompoundLoss([both, both], weights=[1, 2])
+    torch.testing.assert_close(nested(outputs[0], targets), 3 * both(outputs[0], targets))
+
+
+def test_scores_rank_the_negatives_and_never_the_positives() -> None:
+    losses, labels = torch.tensor([1.0, 5.0, 2.0, 3.0]), torch.tensor([1, 0, 0, 0])
+    criterion = HardNegativeLoss(lambda outputs, _: outputs, ratio=1)
+    scores = torch.tensor([-9.0, 0.0, 4.0, 3.0])
+    assert criterion.select(losses, labels, scores=scores).kept.tolist() == [True, False, True, False]
+    assert average_hard_negatives(losses, labels > 0, ratio=1, scores=scores) == 1.5
+
+
 # Through a learned threshold
 
 

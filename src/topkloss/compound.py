@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from topkloss.arguments import check_weights_of_parts
 from topkloss.criterion import Criterion
-from topkloss.selection import Selection
 
 __all__ = ["CompoundLoss", "DeepSupervisionLoss"]
 
@@ -20,7 +20,7 @@ class CompoundLoss(nn.Module):
     .. math:: \sum_j a_j\, \mathrm{criterion}_j(\mathrm{outputs}, \mathrm{targets})
 
     Args:
-        criteria: What is summed; each selects by its own rule.
+        criteria: What is summed, criteria or sums of such; each selects by its own rule.
         weights: :math:`a_j`, one per criterion, finite and >= 0. Default: 1 each. One of weight 0 is not computed.
 
     Raises:
@@ -39,7 +39,7 @@ class CompoundLoss(nn.Module):
     Reference: the sum of Dice and mined cross-entropy is that of nnU-Net's `DC_and_topk_loss`.
     """
 
-    def __init__(self, criteria: Sequence[Criterion], *, weights: Sequence[float] | None = None) -> None:
+    def __init__(self, criteria: Sequence[Criterion | CompoundLoss], *, weights: Sequence[float] | None = None) -> None:
         super().__init__()
         self.weights = [1.0] * len(criteria) if weights is None else [float(weight) for weight in weights]
         check_weights_of_parts("criteria", len(criteria), self.weights)
@@ -52,23 +52,24 @@ class CompoundLoss(nn.Module):
             outputs, targets: What each criterion takes.
             mask: Bool, shaped like the targets; True = counts.
         """
-        parts = [weight * part(outputs, targets, mask=mask) for weight, part in self._parts()]
-        return torch.stack(parts).sum()
+        return self.total(self.select(outputs, targets, mask=mask))
 
-    def select(self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> list[Selection | None]:
-        """What each criterion selected, in their order; None where the weight is 0. Each has its own `value`."""
+    def select(self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, scale: float = 1.0) -> list[Any]:
+        """What each criterion selected, in their order: its own `Selection`; None where the weight is 0.
+
+        Args:
+            outputs, targets, mask: See `forward`.
+            scale: See `Criterion.select`.
+        """
         return [
-            part.select(outputs, targets, mask=mask) if weight > 0 else None  # type: ignore[operator]
+            cast(Criterion, part).select(outputs, targets, mask=mask, scale=scale) if weight > 0 else None
             for weight, part in zip(self.weights, self.criteria, strict=True)
         ]
 
-    def total(self, selections: Sequence[Selection | None]) -> Tensor:
+    def total(self, selections: Sequence[Any]) -> Tensor:
         """The sum, of what `select` returned: to call ``backward()`` on, at no second pass."""
-        pairs = zip(self.weights, selections, strict=True)
-        return torch.stack([weight * chosen.value for weight, chosen in pairs if chosen is not None]).sum()
-
-    def _parts(self) -> list[tuple[float, nn.Module]]:
-        return [pair for pair in zip(self.weights, self.criteria, strict=True) if pair[0] > 0]
+        parts = zip(self.weights, self.criteria, selections, strict=True)
+        return sum_of([(weight, cast(Criterion, part).total(one)) for weight, part, one in parts if weight > 0])
 
     def extra_repr(self) -> str:
         """Parameters as they were given."""
@@ -85,7 +86,7 @@ class DeepSupervisionLoss(nn.Module):
     stays ignored.
 
     Args:
-        criterion: A criterion of pixels.
+        criterion: A criterion of pixels or regions, or a sum of such.
         weights: :math:`a_j`, one per scale, finite and >= 0. A scale of weight 0 is not computed.
 
     Raises:
@@ -102,7 +103,7 @@ class DeepSupervisionLoss(nn.Module):
     Reference: Lee et al. Deeply-Supervised Nets. AISTATS 2015.
     """
 
-    def __init__(self, criterion: Criterion, *, weights: Sequence[float]) -> None:
+    def __init__(self, criterion: Criterion | CompoundLoss, *, weights: Sequence[float]) -> None:
         super().__init__()
         self.weights = [float(weight) for weight in weights]
         check_weights_of_parts("weights", len(self.weights), self.weights)
@@ -118,10 +119,8 @@ class DeepSupervisionLoss(nn.Module):
         """
         return self.total(self.select(outputs, targets, mask=mask))
 
-    def select(
-        self, outputs: Sequence[Tensor], targets: Tensor, *, mask: Tensor | None = None
-    ) -> list[Selection | None]:
-        """What was selected at each scale; None where the weight is 0."""
+    def select(self, outputs: Sequence[Tensor], targets: Tensor, *, mask: Tensor | None = None) -> list[Any]:
+        """What the criterion selected at each scale; None where the weight is 0."""
         check_weights_of_parts("outputs", len(outputs), self.weights)
         finest = outputs[0][:, 0].numel()
         return [
@@ -136,15 +135,19 @@ class DeepSupervisionLoss(nn.Module):
             for weight, scale in zip(self.weights, outputs, strict=True)
         ]
 
-    def total(self, selections: Sequence[Selection | None]) -> Tensor:
+    def total(self, selections: Sequence[Any]) -> Tensor:
         """The weighted mean, of what `select` returned: to call ``backward()`` on, at no second pass."""
-        pairs = zip(self.weights, selections, strict=True)
-        parts = [weight * chosen.value for weight, chosen in pairs if chosen is not None]
-        return torch.stack(parts).sum() / sum(self.weights)
+        parts = zip(self.weights, selections, strict=True)
+        return sum_of([(weight, self.criterion.total(one)) for weight, one in parts if weight > 0]) / sum(self.weights)
 
     def extra_repr(self) -> str:
         """Parameters as they were given."""
         return f"weights={self.weights}"
+
+
+def sum_of(parts: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """The weighted sum."""
+    return torch.stack([weight * value for weight, value in parts]).sum()
 
 
 def _at_scale(values: Tensor, outputs: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from topkloss.arguments import (
     check_word,
 )
 from topkloss.counted import Counted, count
-from topkloss.elements import ElementLoss, Elements, cross_entropy_elements
+from topkloss.elements import ElementLoss, Elements, RegionLoss, cross_entropy_elements
 from topkloss.selection import (
     Selection,
     ranked_weights,
@@ -144,20 +144,27 @@ class Criterion(OfElements):
 
         Args:
             outputs, targets, mask, sample_weight, scores, groups: See `forward`.
-            scale: Factor on what is asked as a count (`k`, `drop`, `min_kept`): that of a coarser resolution.
+            scale: Factor on what is asked as a count of pixels (`k`, `drop`, `min_kept`): that of a coarser resolution.
+                The numbers of samples and of regions do not change with it.
 
         Returns:
             A `Selection`, shaped like what is ranked.
         """
+        if self.level == "sample" or isinstance(self.loss, RegionLoss):
+            scale = 1.0
         losses, counted = self._counted(outputs, targets, mask, sample_weight, scores, groups)
         return selection_of(counted, losses, *self._weights(counted, scale))
+
+    def total(self, selection: Selection) -> Tensor:
+        """The loss, of what `select` returned."""
+        return selection.value
 
     def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
         """The rule: weights, and the lowest score chosen."""
         raise NotImplementedError
 
     def _scores(self, elements: Elements, targets: Tensor) -> Tensor | None:
-        """What is ranked by, where the caller does not say; None = the losses."""
+        """What is ranked by; None = the losses."""
         return elements.scores
 
     def _counted(
@@ -171,6 +178,8 @@ class Criterion(OfElements):
     ) -> tuple[Tensor, Counted]:
         """What is ranked, and how it counts."""
         elements = self._ranked(outputs, targets, mask, sample_weight)
+        if scores is not None:
+            elements = elements._replace(scores=scores)
         if self.within != "batch":
             if groups is not None:
                 raise ValueError(
@@ -181,7 +190,7 @@ class Criterion(OfElements):
             elements.losses,
             mask=elements.mask,
             sample_weight=elements.sample_weight,
-            scores=self._scores(elements, targets) if scores is None else scores,
+            scores=self._scores(elements, targets),
             groups=groups,
             nan_policy=self.nan_policy,
         )

@@ -220,7 +220,7 @@ def selection_of(counted: Counted, losses: Tensor, weights: Tensor, lowest: Tens
 
 
 def capacity(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
-    """The mass asked for, 0-dim float64: `count`, or `fraction` of the total; near-integers snapped; at most all."""
+    """The mass asked for, shaped like the total: `count`, or `fraction` of it; near-integers snapped; at most all."""
     if fraction is not None:
         wanted = total * float(fraction)
     else:
