@@ -36,6 +36,7 @@ class Elements(NamedTuple):
         check_tensors(losses, mask=self.mask, sample_weight=self.sample_weight)
         flat = (losses.flatten(1) if losses.dim() > 1 else losses.unsqueeze(1)).to(computing_dtype(losses))
         mass = torch.ones_like(flat) if self.sample_weight is None else self.sample_weight.reshape(flat.shape)
+        mass = mass.double()
         if self.mask is not None:
             mass = mass.masked_fill(~self.mask.reshape(flat.shape), 0)
         total = mass.sum(dim=1)
