@@ -73,6 +73,19 @@ def test_a_light_group_beside_a_heavy_one_is_as_exact_as_alone() -> None:
     assert selection.kept.tolist() == [True, False, True, False, True]
 
 
+def test_an_outlier_dropped_to_the_last_digit_leaves_no_trace() -> None:
+    """The dropped mass is 3 times 0.1, whose sums round."""
+    losses = torch.tensor([math.inf, math.inf, math.inf, 2.0, 1.0], dtype=torch.float64)
+    mass = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.3], dtype=torch.float64)
+    groups = torch.zeros(5, dtype=torch.long)
+    for drop in (0.3, 0.1 + 0.1 + 0.1):
+        value = average_ranked_range(losses, k=0.1, drop=drop, sample_weight=mass, groups=groups)
+        assert value.item() == pytest.approx(2)
+    apart = torch.tensor([2.0, 1.0, 3.0, -math.inf, 1.0], dtype=torch.float64)
+    value = average_top_k(apart, k=0.3, sample_weight=torch.full((5,), 0.1, dtype=torch.float64), groups=groups)
+    assert value.item() == pytest.approx(2)
+
+
 def test_a_tiny_k_is_the_maximum_of_each_group() -> None:
     losses, groups = torch.tensor([5.0, 1.0, 4.0, 2.0]), torch.tensor([3, 3, 7, 7])
     for k in (1.0, 1e-3, 1e-30):

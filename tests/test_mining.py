@@ -79,6 +79,26 @@ def test_a_probability_below_which_a_pixel_is_hard_is_a_loss_above_minus_its_log
     torch.testing.assert_close(criterion(outputs, targets), -p[p < 0.4].log().mean())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_selection_says_the_lowest_loss_it_kept(masked: bool) -> None:
+    losses = torch.tensor([3.0, 0.1, 9.0, 5.0, -9.0])
+    mask = torch.tensor([True, True, True, False, True]) if masked else None
+    zeros = torch.zeros(5, dtype=torch.long)
+    for criterion, lowest in [
+        (OHEMLoss(lambda o, t: o, threshold=1.0), 3.0),
+        (OHEMLoss(lambda o, t: o, threshold=99.0), -math.inf),
+        (OHEMLoss(lambda o, t: o, threshold=99.0, min_kept=1), 9.0),
+        (HardNegativeLoss(lambda o, t: o, min_negatives=1), 9.0),
+    ]:
+        selection = criterion.select(losses, zeros, mask=mask)
+        assert selection.threshold == lowest
+        in_one_group = criterion.select(losses, zeros, mask=mask, groups=zeros)
+        assert in_one_group.threshold == lowest
+        assert torch.equal(in_one_group.weights, selection.weights)
+        one = criterion.select(losses[2:3], zeros[:1], groups=zeros[:1])
+        assert one.threshold == (lowest if lowest in (9.0, -math.inf) else 9.0)
+
+
 # Hard negatives
 
 

@@ -293,7 +293,7 @@ def average_above(
 ) -> Tensor:
     r"""The average of the losses above a threshold, of the `min_kept` largest where those are fewer: classic OHEM.
 
-    .. math:: \mathrm{AT}_{k}, \qquad k = \max ig( 	extstyle\sum_{i : \ell_i > t} s_i,\ \mathrm{min\_kept} ig)
+    .. math:: \mathrm{AT}_{k}, \qquad k = \max \big( \textstyle\sum_{i : \ell_i > t} s_i,\ \mathrm{min\_kept} \big)
 
     How many are kept changes as the model learns, and the value jumps where a loss crosses the threshold: it is
     neither convex nor continuous, and can *fall* when a loss grows. `average_top_k` keeps a fixed share instead.
@@ -341,7 +341,7 @@ def average_hard_negatives(
 ) -> Tensor:
     r"""The average over all positives and the hardest negatives, `ratio` of them for each positive.
 
-    .. math:: rac{1}{P + N} \Big( \sum_{i \in 	ext{positives}} s_i \ell_i + N\,\mathrm{AT}_N(	ext{negatives})
+    .. math:: \frac{1}{P + N} \Big( \sum_{i \in \text{positives}} s_i \ell_i + N\,\mathrm{AT}_N(\text{negatives})
         \Big), \qquad N = \max(\mathrm{ratio} \cdot P,\ \mathrm{min\_negatives})
 
     P is the mass of the counted positives; N at most all negatives. Where there is no positive, N is `min_negatives`:

@@ -58,7 +58,8 @@ class OHEMLoss(Criterion):
 class HardNegativeLoss(Criterion):
     """All positives and the hardest negatives, so many for each, of any per-element loss: SSD's 3:1.
 
-    See `average_hard_negatives`. A class index above 0 is a positive; 0 is the background.
+    See `average_hard_negatives`. A class index above 0 is a positive; 0 is the background. Within samples, an image
+    without positives and without `min_negatives` counts as 0 in the mean over the images.
 
     Args:
         loss, nan_policy: See `OfElements`.

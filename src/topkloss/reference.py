@@ -288,8 +288,8 @@ def average_top_k_dual(
 
     def excess(loss: float) -> float:
         x = loss - threshold
-        if smoothing == 0 or math.isinf(x):
-            return x if math.isnan(x) else max(x, 0.0)
+        if smoothing == 0 or math.isinf(x) or math.isnan(x):
+            return x if math.isnan(x) else max(x, 0.0) - smoothing / 2
         root = math.hypot(x, smoothing)
         return ((x + root if x > 0 else smoothing**2 / (root - x)) - smoothing) / 2
 

@@ -16,7 +16,7 @@ from topkloss.selection import even_weights, weighted_sum
 
 __all__ = ["DualAverageTopKLoss", "average_top_k_dual", "tilted"]
 
-# Beyond so many widths the rounded corner is the corner, to the last digit.
+# Beyond so many widths the rounded corner is half a width below the corner, to the last digit.
 WIDE = 1e9
 
 
@@ -116,15 +116,14 @@ def tilted(
     counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
     if losses.numel() == 0:
         return losses.to(counted.dtype).sum()
-    tilted_losses = losses.to(counted.dtype) * tilt
-    if counted.mask is not None:
-        tilted_losses = tilted_losses.masked_fill(~counted.mask, -torch.inf)
+    counts = counted.each_mass() > 0
+    tilted_losses = torch.where(counts, losses.to(counted.dtype) * tilt, -torch.inf)
     largest = tilted_losses.detach().amax()
     # inf - inf is no number: what ties with an infinite largest one shares the gradient, as in `maximum`
     distance = torch.where(tilted_losses == largest, 0, tilted_losses.detach() - largest)
     weights = even_weights(counted) * distance.exp()
     weights = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
-    linear = weighted_sum(weights, losses)
+    linear = weighted_sum(torch.where(counts, weights, 0), losses)
     finite = largest.isfinite()
     level = torch.where(finite, largest, 0)
     powers = torch.where(finite, tilted_losses - level, 0).exp()
@@ -190,5 +189,10 @@ def _positive_part(x: Tensor, smoothing: float) -> Tensor:
         return x.relu()
     near = x.abs() < WIDE * smoothing
     inside = torch.where(near, x, 0)
-    rounded = (inside + (inside.square() + smoothing**2).sqrt() - smoothing) / 2
-    return torch.where(near, rounded, x.relu() - smoothing / 2 * (x > 0))
+    behind = torch.where(inside > 0, 0, inside)  # where x + root would cancel
+    doubled = torch.where(
+        inside > 0,
+        inside + (inside.square() + smoothing**2).sqrt(),
+        smoothing**2 / ((behind.square() + smoothing**2).sqrt() - behind),
+    )
+    return (torch.where(near, doubled / 2, x.relu()) - smoothing / 2).to(x.dtype)
