@@ -11,7 +11,8 @@ OLDEST = .venv-oldest
 SETTINGS = pyproject.toml constraints.txt
 
 # What the oldest torch is tested with: the core, which needs torch alone.
-CORE_TESTS = $(patsubst %,tests/test_%.py,criterion errors laws mutants selection situations torch) \
+CORE_TESTS = $(patsubst %,tests/test_%.py,choose criterion errors groups laws losses mining mutants pitfalls regions \
+             schedule selection situations soft torch) \
              tests/test_house.py::test_examples_of_the_core
 
 # One thread each: two on shared cores are many times slower. Nothing in the tests is downloaded.
