@@ -28,7 +28,7 @@ def test_the_populations_average_top_k_is_that_of_a_large_sample(line: tuple[flo
     pieces = losses_of(slope, intercept)
     assert sum(mass for mass, _, _ in pieces) == pytest.approx(1)
     assert average_top_k_of(pieces, fraction) == pytest.approx(
-        average_top_k(losses, fraction=fraction).item(), abs=0.003
+        average_top_k(losses, fraction=fraction).item(), abs=0.008
     )
     if fraction < 1:
         found = topk_threshold(losses, fraction=fraction).item()
