@@ -111,7 +111,7 @@ def test_the_objectives_cross_there(losses: list[float], constant: float) -> Non
     else:
         below, at = (average_top_k(tensor, fraction=share * crossing).item() for share in (0.99, 1.0))
         assert at == pytest.approx(constant, rel=1e-9)
-        assert below >= at
+        assert below >= at * (1 - 1e-12)  # both are rounded
         if crossing < 0.99:
             assert average_top_k(tensor, fraction=1.01 * crossing).item() <= at
 
