@@ -173,16 +173,9 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 
 
-def test_torchrun_refuses_top_k(table: Path, tmp_path: Path) -> None:
-    result = run("train", table, *SMALL, cwd=tmp_path, launcher=TORCHRUN)
-    assert result.returncode != 0
-    assert "`--loss top-k` must run in one process" in result.stderr
-    assert "exitcode  : 2" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def test_torchrun_trains_the_average_and_writes_once(table: Path, tmp_path: Path) -> None:
-    result = run("train", table, *SMALL, "--loss", "average", "--out", "run", cwd=tmp_path, launcher=TORCHRUN)
+@pytest.mark.parametrize("loss", ["average", "top-k"])
+def test_torchrun_trains_and_writes_once(table: Path, tmp_path: Path, loss: str) -> None:
+    result = run("train", table, *SMALL, "--loss", loss, "--out", "run", cwd=tmp_path, launcher=TORCHRUN)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 1/1") == 1
     assert result.stdout.count("results: run") == 1

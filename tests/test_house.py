@@ -47,6 +47,8 @@ LONGER_WITH_REASON: dict[str, str] = {}
 # Public names without an example of their own -> why.
 NO_EXAMPLE = {
     "Selection": "nobody makes one: `topk_select` returns it, and its example shows it",
+    "WORLD": "a value; the page on several processes shows it",
+    "DistributedError": "it takes several processes to raise one",
     "Mined": "nobody makes one: `Monitor.compute` returns it, and the example of `Monitor` shows it",
 }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,11 +16,31 @@ from torch import Tensor
 import topkloss
 from tests.laws import LAWS, Batch, Law, Subject, batches
 from tests.subjects import OMISSIONS, SUBJECTS
-from topkloss import aggregate, selection, soft, threshold
+from topkloss import aggregate, counted, selection, soft, threshold
+from topkloss.counted import Counted
 from topkloss.criterion import OfElements
+from topkloss.distributed import Ranks
 from topkloss.threshold import KthLargest
 
-WAYS = ["pivots", "bisection", "sorting"]
+WAYS = ["pivots", "bisection", "sorting", "ranks"]
+
+
+class OneRank(Ranks):
+    """A process group of one: what is added up is there already."""
+
+    def __init__(self) -> None:
+        self.size, self.rank = 1, 0
+
+    def _reduce(self, numbers: Tensor, how: object) -> Tensor:
+        return numbers.detach().clone()
+
+    def union(self, numbers: Tensor) -> Tensor:
+        return torch.unique(numbers)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def among_ranks(losses: Tensor, *, groups: Tensor | None = None, **given: Any) -> Counted:
+    """What counts, as if on several processes."""
+    return counted.over_ranks(counted.count(losses, **given), groups, OneRank())
 
 
 @contextlib.contextmanager
@@ -32,7 +54,10 @@ def way(name: str) -> Iterator[None]:
 
         return kth
 
-    if name == "pivots":  # on as few elements as there are here
+    if name == "ranks":
+        with mock.patch.object(aggregate, "count", among_ranks):
+            yield
+    elif name == "pivots":  # on as few elements as there are here
         with mock.patch.object(threshold, "SMALL", 2):
             yield
     else:

@@ -262,7 +262,7 @@ MUTANTS = [
 def test_mutant_is_rejected(mutant: Mutant) -> None:
     subject = BY_NAME[mutant.subject]
 
-    @settings(derandomize=True, database=None, max_examples=500, phases=[Phase.generate], report_multiple_bugs=False)
+    @settings(derandomize=True, database=None, max_examples=3000, phases=[Phase.generate], report_multiple_bugs=False)
     @given(batch=batches())
     def holds(batch: Batch) -> None:
         LAWS[mutant.law](subject, batch)

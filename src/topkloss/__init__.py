@@ -1,9 +1,10 @@
 """The average top-k loss and its kin: exact, never NaN by itself, one line to adopt."""
 
-from topkloss import aggregate, compound, criterion, elements, mining, monitor, schedule, selection, soft
+from topkloss import aggregate, compound, criterion, distributed, elements, mining, monitor, schedule, selection, soft
 from topkloss.aggregate import *  # noqa: F403
 from topkloss.compound import *  # noqa: F403
 from topkloss.criterion import *  # noqa: F403
+from topkloss.distributed import *  # noqa: F403
 from topkloss.elements import *  # noqa: F403
 from topkloss.mining import *  # noqa: F403
 from topkloss.monitor import *  # noqa: F403
@@ -18,6 +19,7 @@ __all__ += criterion.__all__
 __all__ += mining.__all__
 __all__ += compound.__all__
 __all__ += elements.__all__
+__all__ += distributed.__all__
 __all__ += schedule.__all__
 __all__ += selection.__all__
 __all__ += monitor.__all__

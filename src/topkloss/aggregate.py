@@ -124,7 +124,7 @@ def maximum(
     if losses.numel() == 0:
         return losses.to(counted.dtype).sum()
     if counted.places is not None:
-        return weighted_sum(weights_of(counted, counted.places.above == 0)[0], losses)
+        return weighted_sum(weights_of(counted, counted.places.first())[0], losses)
     largest = counted.scores.amax()
     all_of_it = torch.ones_like(counted.total)
     chosen = share(counted, Cut(largest, above=0 * all_of_it, tied=counted.total, part=all_of_it))

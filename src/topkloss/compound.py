@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -122,13 +123,13 @@ class DeepSupervisionLoss(nn.Module):
     def select(self, outputs: Sequence[Tensor], targets: Tensor, *, mask: Tensor | None = None) -> list[Any]:
         """What the criterion selected at each scale; None where the weight is 0."""
         check_weights_of_parts("outputs", len(outputs), self.weights)
-        finest = outputs[0][:, 0].numel()
+        finest = math.prod(outputs[0].shape[2:])
         return [
             self.criterion.select(
                 scale,
                 _at_scale(targets, scale),
                 mask=None if mask is None else _at_scale(mask, scale),
-                scale=scale[:, 0].numel() / max(finest, 1),
+                scale=math.prod(scale.shape[2:]) / max(finest, 1),
             )
             if weight > 0
             else None

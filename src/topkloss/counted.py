@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from topkloss.arguments import NanPolicy, check_nan_policy, check_tensors
+from topkloss.distributed import Ranks, SharedPlaces
+from topkloss.elements import Elements
 from topkloss.groups import Places, places
 from topkloss.tensors import computing_dtype, values_are_readable
+
+# Elements and their groups, as one process has them.
+Prepare = Callable[[Ranks | None], tuple[Elements, Tensor | None]]
 
 
 class Counted(NamedTuple):
@@ -18,11 +24,12 @@ class Counted(NamedTuple):
     scores: Tensor  # float32 or float64, shaped like the losses; -inf where not counted
     mask: Tensor | None  # True = counted; None = all
     mass: Tensor | None  # float64, 0 where not counted; None = 1 each
-    total: Tensor  # float64: the counted mass S, 0-dim; with groups that of the element's own, shaped like the losses
-    places: Places | None  # with groups: where each element lies on the line of its own
+    total: Tensor  # float64: the counted mass S, 0-dim; with `places` that of each group, in their form
+    places: Places | SharedPlaces | None  # where each element lies on the line of its group or of all processes
     poisoned: Tensor  # 0-dim bool: a NaN is among the counted and must stay visible
     omitted: Tensor  # 0-dim int64
     dtype: torch.dtype  # of weights and value
+    ranks: Ranks | None = None  # the processes that rank together
 
     def each_mass(self) -> Tensor:
         """The mass of each element, 0 where not counted."""
@@ -30,7 +37,7 @@ class Counted(NamedTuple):
         return mass if self.mask is None else mass.masked_fill(~self.mask, 0)
 
     def mass_of(self, chosen: Tensor) -> Tensor:
-        """The counted mass of these shares of the elements: 0-dim, or each group's own for each element."""
+        """The counted mass of these shares of the elements: 0-dim, or each group's own, in the form of `total`."""
         mass = chosen if self.mass is None else self.mass * chosen
         mass = mass if self.mask is None else mass.masked_fill(~self.mask, 0)
         return mass.sum(dtype=torch.float64) if self.places is None else self.places.sum(mass.double())
@@ -85,6 +92,41 @@ def count(
         at = places(ranked, mask, mass, groups)
         total = at.total
     return Counted(ranked, mask, mass, total, at, poisoned, omitted, computing_dtype(losses))
+
+
+def count_together(
+    prepare: Prepare, ranks: Ranks | None, *, request: Callable[[], str], nan_policy: NanPolicy
+) -> tuple[Tensor, Counted]:
+    """The losses, and how they count: here, or among all processes, which then all ask for the same or all raise.
+
+    Args:
+        prepare: Returns the elements and their groups, here.
+        ranks: The processes that rank together; None = this one alone.
+        request: Says in words what is asked.
+        nan_policy: See `topk_weights`.
+    """
+
+    def alone() -> tuple[Tensor, Tensor | None, Counted]:
+        (losses, mask, mass, scores, _), groups = prepare(ranks)
+        check_tensors(losses, mask=mask, sample_weight=mass, scores=scores, groups=groups)
+        own = groups if ranks is None else None
+        counted = count(losses, mask=mask, sample_weight=mass, scores=scores, groups=own, nan_policy=nan_policy)
+        return losses, groups, counted
+
+    if ranks is None:
+        losses, _, counted = alone()
+        return losses, counted
+    losses, groups, counted = ranks.together(
+        alone, lambda done: f"{request()} of {done[0].dtype}{'' if done[1] is None else ' in groups'}"
+    )
+    return losses, over_ranks(counted, groups, ranks)
+
+
+def over_ranks(counted: Counted, groups: Tensor | None, ranks: Ranks) -> Counted:
+    """The same among what counts on all processes; what was counted without groups gets them here."""
+    at = SharedPlaces(counted.scores, counted.mask, counted.mass, groups, ranks)
+    poisoned, omitted = ranks.sum(torch.stack([counted.poisoned.long(), counted.omitted]))
+    return counted._replace(total=at.total, places=at, poisoned=poisoned > 0, omitted=omitted, ranks=ranks)
 
 
 def _uncounted_last(scores: Tensor, mask: Tensor) -> Tensor:

@@ -16,20 +16,12 @@ from topkloss.arguments import (
     check_nan_policy,
     check_word,
 )
-from topkloss.counted import Counted, count
+from topkloss.counted import Counted, Prepare, count_together
+from topkloss.distributed import ProcessGroup, Ranks, ranks_of
 from topkloss.elements import ElementLoss, Elements, RegionLoss, cross_entropy_elements
-from topkloss.selection import (
-    Selection,
-    ranked_weights,
-    selection_of,
-    weighted_sum,
-)
+from topkloss.selection import Selection, ranked_weights, selection_of, value_of
 
-__all__ = [
-    "AverageRankedRangeLoss",
-    "AverageTopKCrossEntropyLoss",
-    "AverageTopKLoss",
-]
+__all__ = ["AverageRankedRangeLoss", "AverageTopKCrossEntropyLoss", "AverageTopKLoss"]
 
 Level = Literal["element", "sample"]
 Within = Literal["batch", "sample", "class"]
@@ -52,15 +44,26 @@ class OfElements(nn.Module):
         level: What is ranked: "element", each loss by itself, or "sample", the mean of each sample's counted
             losses (the first dimension is the batch).
         nan_policy: See `topk_weights`.
+        process_group: The processes whose elements are ranked together: a group, a one-dimensional device mesh, or
+            `WORLD` for all. The value is then the same on each, and the gradients are those of one process once they
+            are averaged over the group, as ``DistributedDataParallel`` and ``fully_shard`` do. None = its own.
     """
 
-    def __init__(self, loss: IndividualLoss | None, *, level: Level, nan_policy: NanPolicy) -> None:
+    def __init__(
+        self,
+        loss: IndividualLoss | None,
+        *,
+        level: Level,
+        nan_policy: NanPolicy,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
         check_word("level", level, "element", "sample", way_out='To rank single losses pass "element".')
         check_nan_policy(nan_policy)
         self.loss = loss
         self.level = level
         self.nan_policy: NanPolicy = nan_policy
+        self.process_group = process_group
 
     def _elements(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
         """One loss per element, and what counts."""
@@ -76,6 +79,14 @@ class OfElements(nn.Module):
         if self.level == "element":
             return self._elements(outputs, targets, mask, mass)
         return self._elements(outputs, targets, mask, None).of_samples()._replace(sample_weight=mass)
+
+    def _count(self, prepare: Prepare, asked: str = "") -> tuple[Tensor, Counted]:
+        """The losses, and how they count; see `count_together`."""
+
+        def request() -> str:
+            return f'{type(self).__name__}({self.extra_repr()}, nan_policy="{self.nan_policy}"){asked}'
+
+        return count_together(prepare, ranks_of(self.process_group), request=request, nan_policy=self.nan_policy)
 
     def extra_repr(self) -> str:
         """Parameters as they were given; a loss that is a module follows by itself."""
@@ -94,8 +105,16 @@ class Criterion(OfElements):
             targets. The value is the plain mean over the samples or classes that count something.
     """
 
-    def __init__(self, loss: IndividualLoss | None, *, level: Level, within: Within, nan_policy: NanPolicy) -> None:
-        super().__init__(loss, level=level, nan_policy=nan_policy)
+    def __init__(
+        self,
+        loss: IndividualLoss | None,
+        *,
+        level: Level,
+        within: Within,
+        nan_policy: NanPolicy,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(loss, level=level, nan_policy=nan_policy, process_group=process_group)
         check_word("within", within, "batch", "sample", "class", way_out='To rank all together pass "batch".')
         if level == "sample" and within != "batch":
             raise ValueError(
@@ -121,13 +140,14 @@ class Criterion(OfElements):
             mask: Bool, shaped like the losses (for a region loss, like the targets); True = counts.
             sample_weight: Mass of what is ranked: shaped like the losses, or (N,) for ``level="sample"``.
             scores: What to rank by instead of the losses; shaped like `sample_weight`.
-            groups: Integers shaped like the losses, instead of `within`: see `average_top_k`.
+            groups: Integers shaped like the losses, instead of `within`: see `average_top_k`. Equal numbers on several
+                processes are one group.
 
         Returns:
             See `average_top_k`.
         """
         losses, counted = self._counted(outputs, targets, mask, sample_weight, scores, groups)
-        return weighted_sum(self._weights(counted, 1.0)[0], losses)
+        return value_of(counted, self._weights(counted, 1.0)[0], losses)
 
     def select(
         self,
@@ -152,8 +172,13 @@ class Criterion(OfElements):
         """
         if self.level == "sample" or isinstance(self.loss, RegionLoss):
             scale = 1.0
-        losses, counted = self._counted(outputs, targets, mask, sample_weight, scores, groups)
+        losses, counted = self._counted(outputs, targets, mask, sample_weight, scores, groups, scale)
         return selection_of(counted, losses, *self._weights(counted, scale))
+
+    def select_elements(self, elements: Elements, targets: Tensor, groups: Tensor | None = None) -> Selection:
+        """The same of losses that were computed before; the targets are what they were computed of."""
+        losses, counted = self._count(lambda ranks: self._placed(elements, targets, groups, ranks))
+        return selection_of(counted, losses, *self._weights(counted, 1.0))
 
     def total(self, selection: Selection) -> Tensor:
         """The loss, of what `select` returned."""
@@ -175,34 +200,38 @@ class Criterion(OfElements):
         sample_weight: Tensor | None,
         scores: Tensor | None,
         groups: Tensor | None,
+        scale: float = 1.0,
     ) -> tuple[Tensor, Counted]:
         """What is ranked, and how it counts."""
-        elements = self._ranked(outputs, targets, mask, sample_weight)
-        if scores is not None:
-            elements = elements._replace(scores=scores)
+
+        def prepare(ranks: Ranks | None) -> tuple[Elements, Tensor | None]:
+            elements = self._ranked(outputs, targets, mask, sample_weight)
+            if scores is not None:
+                elements = elements._replace(scores=scores)
+            return self._placed(elements, targets, groups, ranks)
+
+        return self._count(prepare, "" if scale == 1.0 else f" at the scale {scale:g}")
+
+    def _placed(
+        self, elements: Elements, targets: Tensor, groups: Tensor | None, ranks: Ranks | None
+    ) -> tuple[Elements, Tensor | None]:
+        """The elements with what they are ranked by, and their groups."""
         if self.within != "batch":
             if groups is not None:
                 raise ValueError(
                     f'`groups` must not be given beside within="{self.within}"; got both. Leave one of them out.'
                 )
-            groups = elements.samples() if self.within == "sample" else elements.own_classes()
-        counted = count(
-            elements.losses,
-            mask=elements.mask,
-            sample_weight=elements.sample_weight,
-            scores=self._scores(elements, targets),
-            groups=groups,
-            nan_policy=self.nan_policy,
-        )
-        return elements.losses, counted
+            groups = elements.own_classes() if self.within == "class" else elements.samples()
+            if ranks is not None and self.within == "sample":
+                groups = groups * ranks.size + ranks.rank  # no sample of this process is one of another
+        return elements._replace(scores=self._scores(elements, targets)), groups
 
 
 class AverageTopKLoss(Criterion):
     """The average top-k of any loss that returns one number per element. See `average_top_k`.
 
     Args:
-        loss, level, nan_policy: See `OfElements`.
-        within: See `Criterion`.
+        loss, level, within, nan_policy, process_group: See `Criterion`.
         k: Mass of the elements averaged, k > 0, real; of each sample or class, where `within` says so.
         fraction: `k` as a share of the counted mass, 0 < fraction <= 1. Exactly one of the two.
 
@@ -221,8 +250,9 @@ class AverageTopKLoss(Criterion):
         level: Level = "element",
         within: Within = "batch",
         nan_policy: NanPolicy = "propagate",
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(loss, level=level, within=within, nan_policy=nan_policy)
+        super().__init__(loss, level=level, within=within, nan_policy=nan_policy, process_group=process_group)
         check_k(k, fraction)
         self.k = k
         self.fraction = fraction
@@ -235,8 +265,7 @@ class AverageRankedRangeLoss(Criterion):
     """The average of a ranked range of any per-element loss: hard, but not outliers. See `average_ranked_range`.
 
     Args:
-        loss, level, nan_policy: See `OfElements`.
-        within: See `Criterion`.
+        loss, level, within, nan_policy, process_group: See `Criterion`.
         k: Mass of the elements averaged after dropping, k > 0, real.
         fraction: `k` as a share of the counted mass, 0 < fraction <= 1. Exactly one of the two.
         drop: Mass of the largest left out first, >= 0, real.
@@ -259,8 +288,9 @@ class AverageRankedRangeLoss(Criterion):
         level: Level = "element",
         within: Within = "batch",
         nan_policy: NanPolicy = "propagate",
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(loss, level=level, within=within, nan_policy=nan_policy)
+        super().__init__(loss, level=level, within=within, nan_policy=nan_policy, process_group=process_group)
         check_k(k, fraction)
         check_drop(drop, drop_fraction, required=True)
         self.k = k
@@ -286,7 +316,7 @@ class AverageTopKCrossEntropyLoss(AverageTopKLoss):
         k: Mass of the elements averaged, k > 0, real; of each sample or class, where `within` says so.
         fraction: `k` as a share of the counted mass, 0 < fraction <= 1. Exactly one of the two.
         weight, ignore_index, label_smoothing: See `CrossEntropy`.
-        level, nan_policy: See `OfElements`.
+        level, nan_policy, process_group: See `OfElements`.
         within: See `Criterion`.
 
     Example:
@@ -309,8 +339,11 @@ class AverageTopKCrossEntropyLoss(AverageTopKLoss):
         level: Level = "element",
         within: Within = "batch",
         nan_policy: NanPolicy = "propagate",
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(None, k=k, fraction=fraction, level=level, within=within, nan_policy=nan_policy)
+        super().__init__(
+            None, k=k, fraction=fraction, level=level, within=within, nan_policy=nan_policy, process_group=process_group
+        )
         check_label_smoothing(label_smoothing)
         check_class_weights(weight)
         self.register_buffer("weight", weight)  # here, as in nn.CrossEntropyLoss: so their checkpoints are the same

@@ -31,6 +31,35 @@ class Places(NamedTuple):
         """The sum over its group, for each element."""
         return _put_back(_sums(values.reshape(-1)[self.order], self.group), self.order).reshape(values.shape)
 
+    def each(self, values: Tensor) -> Tensor:
+        """The number of each element's group: masses here are already shaped like the scores."""
+        return values
+
+    def first(self) -> Tensor:
+        """Whether each element is among the largest of its group."""
+        return self.above == 0
+
+    def within(self, start: Tensor | None, length: Tensor) -> Tensor:
+        """How much of each element, in [0, 1], lies in the stretch of its line that begins at `start`; None = at 0."""
+        if start is None:
+            overlap = torch.minimum(self.above + self.tied, length) - self.above
+            slack = torch.where(
+                self.above > 0, self._slack(length), 0
+            )  # some of the largest is in, however short it is
+        else:
+            behind = self.above - start
+            overlap = torch.minimum(behind + self.tied, length) - behind.clamp(min=0)
+            slack = self._slack(start + length)
+        return torch.where(overlap > slack, overlap / self.tied, 0).clamp(max=1)
+
+    def last(self, length: Tensor) -> Tensor:
+        """Whether each element is among those at which the stretch from 0 ends."""
+        return (self.within(None, length) > 0) & (self.above + self.tied >= length - self._slack(length))
+
+    def _slack(self, length: Tensor) -> Tensor:
+        """Up to how much masses are equal."""
+        return SLACK * length + ROUNDING * self.number * self.total
+
 
 def places(scores: Tensor, mask: Tensor | None, mass: Tensor | None, groups: Tensor) -> Places:
     """The place of every element on the line of its group.
@@ -58,28 +87,6 @@ def places(scores: Tensor, mask: Tensor | None, mass: Tensor | None, groups: Ten
     above = above if mass is None else above * total
     above, tied, total = (_put_back(values, order).reshape(shape) for values in (above, tied, total))
     return Places(above, tied, total, share.sum().round().clamp(min=1), order, group)
-
-
-def within(at: Places, start: Tensor | None, length: Tensor) -> Tensor:
-    """How much of each element, in [0, 1], lies in the stretch of its line that begins at `start`; None = at 0."""
-    if start is None:
-        overlap = torch.minimum(at.above + at.tied, length) - at.above
-        slack = torch.where(at.above > 0, _slack(at, length), 0)  # some of the largest is in, however short the stretch
-    else:
-        behind = at.above - start
-        overlap = torch.minimum(behind + at.tied, length) - behind.clamp(min=0)
-        slack = _slack(at, start + length)
-    return torch.where(overlap > slack, overlap / at.tied, 0).clamp(max=1)
-
-
-def last(at: Places, length: Tensor) -> Tensor:
-    """Whether each element is among those at which the stretch from 0 ends."""
-    return (within(at, None, length) > 0) & (at.above + at.tied >= length - _slack(at, length))
-
-
-def _slack(at: Places, length: Tensor) -> Tensor:
-    """Up to how much masses are equal."""
-    return SLACK * length + ROUNDING * at.number * at.total
 
 
 def _sums(values: Tensor, run: Tensor) -> Tensor:

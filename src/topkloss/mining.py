@@ -9,6 +9,7 @@ from torch import Tensor
 from topkloss.arguments import NanPolicy, check_floor, check_positives, check_ratio
 from topkloss.counted import Counted
 from topkloss.criterion import Criterion, IndividualLoss, Level, Within, scaled
+from topkloss.distributed import ProcessGroup
 from topkloss.elements import Elements
 from topkloss.selection import hard_negative_weights, positives_first, weights_above
 
@@ -19,7 +20,7 @@ class OHEMLoss(Criterion):
     """Online hard example mining by a threshold, with a floor, over any per-element loss. See `average_above`.
 
     Args:
-        loss, level, nan_policy: See `OfElements`.
+        loss, level, nan_policy, process_group: See `OfElements`.
         within: See `Criterion`.
         threshold: Losses above it are kept. For a probability p of the right class, ``-math.log(p)``.
         min_kept: Least mass that is kept, >= 0.
@@ -43,8 +44,9 @@ class OHEMLoss(Criterion):
         level: Level = "element",
         within: Within = "batch",
         nan_policy: NanPolicy = "propagate",
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(loss, level=level, within=within, nan_policy=nan_policy)
+        super().__init__(loss, level=level, within=within, nan_policy=nan_policy, process_group=process_group)
         check_floor(threshold, min_kept, min_fraction)
         self.threshold = threshold
         self.min_kept = min_kept
@@ -62,7 +64,7 @@ class HardNegativeLoss(Criterion):
     without positives and without `min_negatives` counts as 0 in the mean over the images.
 
     Args:
-        loss, nan_policy: See `OfElements`.
+        loss, nan_policy, process_group: See `OfElements`.
         within: See `Criterion`. SSD mines within each "sample".
         ratio: Negatives per positive, > 0, real.
         min_negatives: Least mass of negatives, >= 0, also where there is no positive.
@@ -85,8 +87,9 @@ class HardNegativeLoss(Criterion):
         positives: Callable[[Tensor], Tensor] | None = None,
         within: Within = "batch",
         nan_policy: NanPolicy = "propagate",
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(loss, level="element", within=within, nan_policy=nan_policy)
+        super().__init__(loss, level="element", within=within, nan_policy=nan_policy, process_group=process_group)
         check_ratio(ratio, min_negatives)
         self.ratio = ratio
         self.min_negatives = min_negatives

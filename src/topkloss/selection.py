@@ -20,7 +20,6 @@ from torch import Tensor
 
 from topkloss.arguments import NanPolicy, check_drop, check_k
 from topkloss.counted import Counted, count
-from topkloss.groups import last, within
 from topkloss.tensors import values_are_readable
 from topkloss.threshold import SLACK, kth_largest
 
@@ -125,11 +124,7 @@ def topk_weights(
     are unique, the same on every device and every run, and permute with the losses; -0.0 ties with 0.0.
 
     Args:
-        losses: See `topk_threshold`.
-        k: See `topk_threshold`.
-        fraction: See `topk_threshold`.
-        mask: See `topk_threshold`.
-        sample_weight: See `topk_threshold`.
+        losses, k, fraction, mask, sample_weight: See `topk_threshold`.
         scores: What to rank by instead of the losses: floating point, shaped like them.
         nan_policy: What a NaN among the counted losses or scores does. "propagate": every counted weight is
             NaN; "raise": ValueError (waits for the device); "omit": such elements are not counted.
@@ -171,13 +166,10 @@ def topk_select(
     """The whole selection, for a monitor: value, plain mean, threshold, weights, what was kept.
 
     Args:
-        losses: See `topk_threshold`.
+        losses, fraction, mask, sample_weight: See `topk_threshold`.
         k: See `topk_threshold`; counted after `drop`.
-        fraction: See `topk_threshold`.
         drop: Mass of the largest elements left out first, >= 0. At most one of the two; default none.
         drop_fraction: `drop` as a share of the counted mass, 0 <= drop_fraction < 1.
-        mask: See `topk_threshold`.
-        sample_weight: See `topk_threshold`.
         scores: See `topk_weights`.
         groups: Integers, shaped like `losses`: each group is ranked by itself. See `average_top_k`.
         nan_policy: See `topk_weights`.
@@ -209,8 +201,8 @@ def selection_of(counted: Counted, losses: Tensor, weights: Tensor, lowest: Tens
     """What a monitor reads of these weights."""
     mass = counted.each_mass()
     return Selection(
-        value=weighted_sum(weights, losses),
-        average=weighted_sum(even_weights(counted), losses.detach()),
+        value=value_of(counted, weights, losses),
+        average=value_of(counted, even_weights(counted), losses.detach()),
         threshold=lowest,
         weights=weights,
         kept=weights != 0,
@@ -282,7 +274,7 @@ def ranked_weights(
     left = torch.where(left > SLACK * counted.total, left, 0)
     selected = wanted.maximum(LEAST_BEHIND_DROPPED * counted.total).minimum(left)
     if counted.places is not None:
-        return weights_of(counted, within(counted.places, dropped, selected))
+        return weights_of(counted, counted.places.within(dropped, selected))
     start, end = cut(counted, dropped), cut(counted, dropped + selected)
     # of the selected mass itself, not of its sum with the dropped one, which rounds
     part = (selected - (end.above - dropped).clamp(min=0)) / end.tied
@@ -296,7 +288,7 @@ def kth_weights(counted: Counted, *, k: float | None, fraction: float | None) ->
     wanted = capacity(counted.total, k, fraction).maximum(LEAST * counted.total)
     if counted.places is None:
         return weights_of(counted, counted.scores == cut(counted, wanted).score)
-    return weights_of(counted, last(counted.places, wanted))
+    return weights_of(counted, counted.places.last(wanted))
 
 
 def weights_above(
@@ -325,7 +317,7 @@ def positives_first(scores: Tensor, positives: Tensor) -> Tensor:
 def largest(counted: Counted, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Weights of the `wanted` mass of the largest, and the lowest score among them."""
     if counted.places is not None:
-        return weights_of(counted, within(counted.places, None, wanted))
+        return weights_of(counted, counted.places.within(None, wanted))
     end = cut(counted, wanted)
     return spread(counted, share(counted, end), wanted, end.score), end.score
 
@@ -333,7 +325,7 @@ def largest(counted: Counted, wanted: Tensor) -> tuple[Tensor, Tensor]:
 def shares(counted: Counted, wanted: Tensor) -> Tensor:
     """How much of each element lies within the `wanted` mass of the largest."""
     if counted.places is not None:
-        return within(counted.places, None, wanted).to(counted.dtype)
+        return counted.places.within(None, wanted).to(counted.dtype)
     return share(counted, cut(counted, wanted))
 
 
@@ -347,14 +339,18 @@ def weights_of(counted: Counted, chosen: Tensor) -> tuple[Tensor, Tensor]:
 def _lowest(counted: Counted, chosen: Tensor) -> Tensor:
     chosen = chosen > 0 if counted.mask is None else (chosen > 0) & counted.mask
     scores = torch.where(chosen, counted.scores, torch.inf)
-    lowest = scores.amin() if scores.numel() > 0 else scores.new_zeros(())
-    return torch.where(chosen.any(), lowest, -torch.inf).masked_fill(counted.poisoned, torch.nan)
+    lowest = scores.amin() if scores.numel() > 0 else scores.new_full((), torch.inf)
+    some = chosen.any()
+    if counted.ranks is not None:
+        highest, some_rank = counted.ranks.max(torch.stack([-lowest, some.to(lowest.dtype)]))
+        lowest, some = -highest, some_rank > 0
+    return torch.where(some, lowest, -torch.inf).masked_fill(counted.poisoned, torch.nan)
 
 
 def even_weights(counted: Counted) -> Tensor:
     """Weights of the plain mean of all that counts, whatever its group; NaN there where poisoned."""
     mass = counted.each_mass()
-    total = mass.sum()
+    total = mass.sum() if counted.ranks is None else counted.ranks.sum(mass.sum())
     share = torch.where(total > 0, mass / total, 0)
     return share.masked_fill(counted.poisoned & (mass > 0), torch.nan).to(counted.dtype)
 
@@ -370,12 +366,18 @@ def spread(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest: Tens
     """
     scale = torch.where(selected_mass > 0, 1 / selected_mass, 0)
     if counted.places is not None:
-        scale = scale / counted.places.number
+        scale = counted.places.each(scale / counted.places.number)
     scale = torch.where(counted.poisoned, torch.nan, scale)
     weights = (chosen if counted.mass is None else counted.mass * chosen).mul(scale).to(counted.dtype)
     if counted.mask is None or (values_are_readable(lowest) and bool(lowest > -torch.inf)):
         return weights
     return weights.masked_fill(~counted.mask, 0)
+
+
+def value_of(counted: Counted, weights: Tensor, losses: Tensor) -> Tensor:
+    """The sum of weights times losses, over all processes that rank together."""
+    value = weighted_sum(weights, losses)
+    return value if counted.ranks is None else counted.ranks.total(value)
 
 
 def weighted_sum(weights: Tensor, losses: Tensor) -> Tensor:

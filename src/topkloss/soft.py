@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from topkloss.arguments import NanPolicy, check_k, check_smoothing, check_threshold, check_tilt, real_number
-from topkloss.counted import count
+from topkloss.counted import Counted, count
 from topkloss.criterion import IndividualLoss, Level, OfElements
+from topkloss.distributed import ProcessGroup
 from topkloss.selection import even_weights, weighted_sum
 
 __all__ = ["DualAverageTopKLoss", "average_top_k_dual", "tilted"]
@@ -73,10 +74,7 @@ def average_top_k_dual(
     check_threshold(threshold)
     check_smoothing(smoothing)
     counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
-    excess = _positive_part(losses.to(counted.dtype) - threshold.to(counted.dtype), smoothing)
-    excess = torch.where(counted.poisoned, losses.to(counted.dtype), excess)  # below the threshold a NaN shows as well
-    shift = torch.where(counted.total > 0, threshold.to(counted.dtype), 0)
-    return shift + weighted_sum(even_weights(counted), excess) / fraction
+    return _seen_from(counted, losses, threshold.to(counted.dtype), fraction, smoothing)
 
 
 def tilted(
@@ -139,7 +137,7 @@ class DualAverageTopKLoss(OfElements):
     than that of the data set, this is the loss to take; in deep networks it is the harder one to train.
 
     Args:
-        loss, level, nan_policy: See `OfElements`.
+        loss, level, nan_policy, process_group: See `OfElements`. The threshold gets its whole gradient in each process.
         fraction: Share of the data that is averaged, 0 < fraction <= 1.
         smoothing: Width of the rounded corner, in the unit of the losses, >= 0 (ST_k).
         threshold: Where it starts, in the unit of the losses.
@@ -159,8 +157,9 @@ class DualAverageTopKLoss(OfElements):
         threshold: float = 0.0,
         level: Level = "element",
         nan_policy: NanPolicy = "propagate",
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(loss, level=level, nan_policy=nan_policy)
+        super().__init__(loss, level=level, nan_policy=nan_policy, process_group=process_group)
         check_k(None, fraction)
         check_smoothing(smoothing)
         self.fraction = fraction
@@ -171,16 +170,29 @@ class DualAverageTopKLoss(OfElements):
         self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
     ) -> Tensor:
         """The value at the threshold of now; see `Criterion.forward`."""
-        elements = self._ranked(outputs, targets, mask, sample_weight)
-        return average_top_k_dual(
-            elements.losses,
-            self.threshold,
-            fraction=self.fraction,
-            smoothing=self.smoothing,
-            mask=elements.mask,
-            sample_weight=elements.sample_weight,
-            nan_policy=self.nan_policy,
-        )
+        losses, counted = self._count(lambda _: (self._ranked(outputs, targets, mask, sample_weight), None))
+        return _seen_from(counted, losses, self.threshold.to(counted.dtype), self.fraction, self.smoothing)
+
+
+def _seen_from(counted: Counted, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
+    """The dual form at this threshold."""
+
+    def excess(losses: Tensor, threshold: Tensor) -> Tensor:
+        losses = losses.to(counted.dtype)
+        above = _positive_part(losses - threshold, smoothing)
+        above = torch.where(counted.poisoned, losses, above)  # below the threshold a NaN shows as well
+        return weighted_sum(weights, above) / fraction
+
+    weights = even_weights(counted)
+    shift = torch.where(counted.total.sum() > 0, threshold, 0)
+    if counted.ranks is None:
+        return shift + excess(losses, threshold)
+    # the threshold is the criterion's own: nobody averages its gradient over the processes
+    fixed = threshold.detach().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(excess(losses.detach(), fixed), fixed)
+    pull = counted.ranks.sum(slope) * (threshold - threshold.detach())
+    return shift + counted.ranks.total(excess(losses, threshold.detach())) + pull
 
 
 def _positive_part(x: Tensor, smoothing: float) -> Tensor:

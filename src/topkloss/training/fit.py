@@ -104,11 +104,6 @@ def _check(config: TrainConfig) -> None:
             raise InputError(f"`{option}` must be {least} or more; got {value}. Leave it out for the default.")
     if not 0 < config.lr <= 1:
         raise InputError(f"`--lr` must satisfy 0 < lr <= 1; got {config.lr:g}. Leave it out for the default.")
-    if _processes() > 1 and config.share < 1:
-        raise InputError(
-            f"`--loss top-k` must run in one process: each would rank its own share of the batch; got {_processes()} "
-            "processes. Start it without torchrun, or pass --loss average."
-        )
     if config.folder.exists() and not (config.folder.is_dir() and not any(config.folder.iterdir())):
         raise InputError(f"`--out` must be a new or empty folder; got {config.folder}, which exists. Pass another.")
 

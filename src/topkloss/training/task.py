@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
 from topkloss.criterion import AverageTopKCrossEntropyLoss
+from topkloss.distributed import WORLD
 from topkloss.training.errors import InputError
 from topkloss.training.records import EpochRecord
 
@@ -26,7 +27,7 @@ class ImageClassifier(lightning.LightningModule):
     Args:
         model: From images (N, 3, H, W) to logits (N, C).
         classes: Names of the classes.
-        fraction: Share of each batch that is averaged, the hardest.
+        fraction: Share of each batch that is averaged, the hardest of all processes together.
         lr: Learning rate at the start.
     """
 
@@ -34,7 +35,7 @@ class ImageClassifier(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.classes = classes
-        self.criterion = AverageTopKCrossEntropyLoss(fraction=fraction)
+        self.criterion = AverageTopKCrossEntropyLoss(fraction=fraction, process_group=WORLD)
         self.lr = lr
         self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
         self.train_cross_entropy = MeanMetric(nan_strategy="disable")

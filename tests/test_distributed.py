@@ -1,0 +1,357 @@
+"""One answer on any number of processes, or the same sentence on all of them; gloo, a file store."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import topkloss
+from tests.ranks import in_processes, results
+from topkloss import WORLD, AverageTopKCrossEntropyLoss, AverageTopKLoss, CrossEntropy, RegionLoss
+from topkloss.criterion import Criterion
+from topkloss.distributed import Ranks
+from topkloss.regions import dice_loss
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
+
+WEIGHT = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
+CE = partial(CrossEntropy, ignore_index=255)
+
+# name -> the criterion, given its process group. Outputs are logits (N, 3, 4, 4), targets (N, 4, 4).
+CRITERIA: dict[str, Callable[[Any], nn.Module]] = {
+    "top-k": lambda group: AverageTopKCrossEntropyLoss(fraction=0.3, ignore_index=255, process_group=group),
+    "top-k of k": lambda group: AverageTopKCrossEntropyLoss(k=17.5, ignore_index=255, process_group=group),
+    "class weights, smoothed": lambda group: AverageTopKCrossEntropyLoss(
+        fraction=0.3, weight=WEIGHT, label_smoothing=0.1, ignore_index=255, process_group=group
+    ),
+    "mean": lambda group: AverageTopKCrossEntropyLoss(fraction=1, ignore_index=255, process_group=group),
+    "of samples": lambda group: AverageTopKLoss(CE(), k=2.5, level="sample", process_group=group),
+    "within samples": lambda group: AverageTopKLoss(CE(), fraction=0.3, within="sample", process_group=group),
+    "within classes": lambda group: AverageTopKLoss(CE(), k=3.5, within="class", process_group=group),
+    "omitting NaN": lambda group: AverageTopKLoss(CE(), k=5, nan_policy="omit", process_group=group),
+    "ranked range": lambda group: topkloss.AverageRankedRangeLoss(
+        CE(), fraction=0.3, drop_fraction=0.05, process_group=group
+    ),
+    "ranked range in samples": lambda group: topkloss.AverageRankedRangeLoss(
+        CE(), k=3, drop=1.5, within="sample", process_group=group
+    ),
+    "OHEM": lambda group: topkloss.OHEMLoss(CE(), threshold=1.0, min_kept=20, process_group=group),
+    "OHEM without a floor": lambda group: topkloss.OHEMLoss(CE(), threshold=1.2, process_group=group),
+    "hard negatives": lambda group: topkloss.HardNegativeLoss(CE(), ratio=0.5, process_group=group),
+    "hard negatives in samples": lambda group: topkloss.HardNegativeLoss(
+        CE(), ratio=0.5, within="sample", process_group=group
+    ),
+    "dual": lambda group: topkloss.DualAverageTopKLoss(CE(), fraction=0.3, threshold=0.9, process_group=group),
+    "smoothed dual": lambda group: topkloss.DualAverageTopKLoss(
+        CE(), fraction=0.3, smoothing=0.1, threshold=0.9, process_group=group
+    ),
+    "compound": lambda group: topkloss.CompoundLoss(
+        [
+            AverageTopKCrossEntropyLoss(fraction=0.2, ignore_index=255, process_group=group),
+            AverageTopKLoss(RegionLoss(dice_loss, ignore_index=255), fraction=1, process_group=group),
+        ],
+        weights=[1.0, 0.5],
+    ),
+    "hardest regions": lambda group: AverageTopKLoss(
+        RegionLoss(dice_loss, ignore_index=255), fraction=0.4, within="class", process_group=group
+    ),
+    "deep supervision": lambda group: topkloss.DeepSupervisionLoss(
+        AverageTopKCrossEntropyLoss(k=20, ignore_index=255, process_group=group), weights=[1.0, 0.5]
+    ),
+}
+
+# Which of the 12 images each process has. Nothing counts in image 3, so in the third way one process has nothing.
+PARTS = {
+    "one process": [(0, 12)],
+    "two uneven": [(0, 5), (5, 12)],
+    "three, one without anything counted": [(0, 3), (3, 4), (4, 12)],
+    "three, one empty": [(0, 7), (7, 7), (7, 12)],
+}
+STEPS = 5
+
+
+class Net(nn.Module):
+    """1x1 convolutions, so that no image is coupled with another."""
+
+    def __init__(self, scales: int) -> None:
+        super().__init__()
+        self.scales = scales
+        self.body = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Tanh(), nn.Conv2d(8, 3, 1))
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        """Logits, at several scales where asked."""
+        outputs: Tensor = self.body(images)
+        return [outputs, outputs[:, :, ::2, ::2]] if self.scales > 1 else outputs
+
+
+def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Images, some of them alike so that losses tie, and labels, some of them ignored."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(12, 2, 4, 4, dtype=dtype), torch.randint(0, 3, (12, 4, 4))
+    images[8], labels[8] = images[2], labels[2]
+    labels[3] = 255
+    labels[5, :2] = 255
+    return images, labels
+
+
+def trained(
+    name: str, part: tuple[int, int], dtype: torch.dtype = torch.float64, wrap: Any = DistributedDataParallel
+) -> tuple[list[float], list[list[float]]]:
+    """The losses of the steps, and the parameters after them, of the criterion's too."""
+    images, labels = (tensor[slice(*part)] for tensor in problem(dtype))
+    torch.manual_seed(1)
+    model: nn.Module = Net(scales=2 if name == "deep supervision" else 1).to(dtype)
+    if dist.is_initialized():
+        model = wrap(model)
+    criterion = CRITERIA[name](WORLD).to(dtype)
+    optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.3)
+    losses = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = criterion(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    parameters = [*model.parameters(), *criterion.parameters()]
+    return losses, [getattr(one.detach(), "full_tensor", one.detach)().flatten().tolist() for one in parameters]
+
+
+def difference(one: tuple[list[float], list[list[float]]], other: tuple[list[float], list[list[float]]]) -> float:
+    """The largest, relative to the largest number of its kind."""
+    pairs = [(one[0], other[0]), *zip(one[1], other[1], strict=True)]
+    return max(max(abs(x - y) for x, y in zip(a, b, strict=True)) / max(abs(y) for y in b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_every_criterion_trains_as_in_one_process(parts: list[tuple[int, int]]) -> None:
+    alone = all_trained((0, 12))
+    assert all(losses[-1] < losses[0] for losses, _ in alone.values())
+    for one in results(all_trained, [(part,) for part in parts]):
+        differences = {name: difference(one[name], alone[name]) for name in CRITERIA}
+        assert {name: far for name, far in differences.items() if not far < 1e-12} == {}
+
+
+def all_trained(part: tuple[int, int]) -> dict[str, tuple[list[float], list[list[float]]]]:
+    """`trained` with each criterion."""
+    return {name: trained(name, part) for name in CRITERIA}
+
+
+def test_in_float32_near_ties_may_fall_otherwise_but_training_is_the_same() -> None:
+    alone = trained("top-k", (0, 12), torch.float32)
+    for one in results(trained, [("top-k", part, torch.float32) for part in PARTS["two uneven"]]):
+        assert difference(one, alone) < 1e-5
+
+
+def test_ranking_apart_is_another_loss() -> None:
+    """Of (9, 1, 1, 1) and (2, 2, 2, 2) the two hardest each have means of 5 and 2; the four hardest of all, 15/4."""
+    assert results(apart_and_together, [([9.0, 1.0, 1.0, 1.0],), ([2.0, 2.0, 2.0, 2.0],)]) == [
+        (pytest.approx(5), pytest.approx(15 / 4)),
+        (pytest.approx(2), pytest.approx(15 / 4)),
+    ]
+
+
+def apart_and_together(losses: list[float]) -> tuple[float, float]:
+    """The value of these losses, ranked alone and among all."""
+    own = torch.tensor(losses)
+    apart, together = (AverageTopKLoss(torch.sub, fraction=0.5, process_group=group) for group in (None, WORLD))
+    return apart(own, torch.zeros_like(own)).item(), together(own, torch.zeros_like(own)).item()
+
+
+def fully_sharded(model: nn.Module) -> nn.Module:
+    """FSDP2."""
+    fully_shard(model)
+    return model
+
+
+def test_under_fully_shard() -> None:
+    alone = trained("top-k", (0, 12))
+    for one in results(fully_sharded_training, [(part,) for part in PARTS["two uneven"]]):
+        assert difference(one, alone) < 1e-12
+
+
+def fully_sharded_training(part: tuple[int, int]) -> tuple[list[float], list[list[float]]]:
+    """See `trained`."""
+    return trained("top-k", part, wrap=fully_sharded)
+
+
+def test_takes_a_device_mesh_and_a_group_of_some() -> None:
+    """Four processes, two by two: each pair ranks by itself."""
+    rows = [[9.0, 1.0], [8.0, 7.0], [3.0, 1.0], [2.0, 5.0]]
+    for values in zip(*results(in_pairs, [(row,) for row in rows]), strict=True):
+        assert values == (8.5, 8.5, 4.0, 4.0)
+
+
+def in_pairs(losses: list[float]) -> tuple[float, float]:
+    """The two hardest of the pair, which is a mesh and a group."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "pair"))["pair"]
+    own = torch.tensor(losses)
+    of_mesh, of_group = (AverageTopKLoss(torch.sub, k=2, process_group=one) for one in (mesh, mesh.get_group()))
+    return of_mesh(own, 0 * own).item(), of_group(own, 0 * own).item()
+
+
+def test_without_processes_world_is_this_one() -> None:
+    criterion = AverageTopKLoss(torch.sub, k=2, process_group=WORLD)
+    assert criterion(torch.tensor([1.0, 3.0, 5.0]), torch.zeros(3)) == 4
+    assert repr(WORLD) == "WORLD"
+
+
+# Random batches: whole in one process, and in shards.
+
+CASES = 150
+
+
+def test_random_batches_in_shards_are_the_whole() -> None:
+    assert results(sharded_cases, [(rank, 3) for rank in range(3)]) == [CASES] * 3
+
+
+def sharded_cases(rank: int, size: int) -> int:
+    """Compares value, weights and what a monitor reads, case by case; all processes draw the same cases."""
+    draw = random.Random(0)
+    for _ in range(CASES):
+        number = draw.randrange(1, 30)
+        dtype = draw.choice([torch.float16, torch.float32, torch.float64])
+        values = draw.choice([[0.0, -0.0, 1.0], [-1.0, 2.0, math.inf, -math.inf, 0.5], None])
+        losses = torch.tensor([draw.choice(values) if values else draw.gauss(0, 3) for _ in range(number)], dtype=dtype)
+        mask = draw.choice([None, torch.tensor([draw.random() < 0.7 for _ in range(number)])])
+        mass = draw.choice([None, torch.tensor([draw.choice([0.0, 0.1, 2.0, 1e6]) for _ in range(number)])])
+        groups = draw.choice([None, torch.tensor([draw.choice([-5, 0, 7]) for _ in range(number)])])
+        if draw.random() < 0.1:
+            losses[draw.randrange(number)] = math.nan
+        policy = draw.choice(["propagate", "omit"])
+        asked: dict[str, Any] = draw.choice([{"k": 0.4}, {"k": 3}, {"k": 2.5}, {"fraction": 0.3}, {"fraction": 1}])
+        rule: Callable[..., Criterion] = partial(AverageTopKLoss, torch.sub, **asked)
+        if draw.random() < 0.4:
+            dropped: dict[str, Any] = draw.choice([{"drop": 0}, {"drop": 1.5}, {"drop_fraction": 0.4}])
+            rule = partial(topkloss.AverageRankedRangeLoss, torch.sub, **asked, **dropped)
+        ends = sorted(draw.randrange(number + 1) for _ in range(size - 1))
+        part = slice([0, *ends][rank], [*ends, number][rank])
+        given: dict[str, Any] = {"mask": mask, "sample_weight": mass, "groups": groups}
+        whole = rule(nan_policy=policy).select(losses, torch.zeros_like(losses), **given)
+        own: dict[str, Any] = {name: None if one is None else one[part] for name, one in given.items()}
+        shard = rule(nan_policy=policy, process_group=WORLD).select(losses[part], torch.zeros_like(losses[part]), **own)
+        same = partial(torch.testing.assert_close, rtol=2e-5, atol=1e-6, equal_nan=True)
+        same(shard.value, whole.value)
+        same(shard.average, whole.average)
+        same(shard.threshold, whole.threshold)
+        same(shard.weights, whole.weights[part])
+        assert torch.equal(shard.kept, whole.kept[part])
+        assert torch.equal(shard.omitted, whole.omitted)
+    return CASES
+
+
+# Traffic.
+
+
+def traffic(number: int, dtype: torch.dtype) -> int:
+    """Bytes that this process hands to the group for one call on so many elements."""
+    handed = 0
+    reduce = dist.all_reduce
+
+    def counting(numbers: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        nonlocal handed
+        handed += numbers.numel() * numbers.element_size()
+        return reduce(numbers, *arguments, **keywords)
+
+    dist.all_reduce = counting  # type: ignore[assignment]
+    losses = torch.randn(number, dtype=dtype)
+    AverageTopKLoss(torch.sub, fraction=0.1, process_group=WORLD)(losses, torch.zeros_like(losses))
+    return handed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_traffic_does_not_depend_on_the_number_of_elements(dtype: torch.dtype) -> None:
+    few, many = (set(results(traffic, [(number, dtype)] * 2)) for number in (100, 100_000))
+    assert few == many
+    assert max(few) < (50 if dtype == torch.float32 else 100) * 1024
+
+
+# Failures.
+
+TIMEOUT = 2.0
+KINDS = ["raises", "is killed", "is killed inside", "stalls", "has another dtype", "has another k", "has a NaN"]
+HAPPENS_IN_TURN = list(range(50))
+
+
+def failing(kind: str, victim: int, step: int, inside: int) -> None:
+    """Three calls; in one of them something happens to one process."""
+    rank = dist.get_rank()
+    for now in range(3):
+        happens = kind if (rank, now) == (victim, step) else ""
+        losses = torch.randn(50, requires_grad=True)
+        loss: Callable[[Tensor, Tensor], Tensor] = torch.sub
+        if happens == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif happens == "is killed inside":
+            kill_at(inside)
+        elif happens == "stalls":
+            time.sleep(1.5 * TIMEOUT)
+        elif happens == "raises":
+            loss = broken
+        elif happens == "has another dtype":
+            losses = losses.double()
+        elif happens == "has a NaN":
+            losses = losses * math.nan
+        k = 5.5 if happens == "has another k" else 5
+        policy: Any = "raise"
+        criterion = AverageTopKLoss(loss, k=k, process_group=WORLD, nan_policy=policy)
+        criterion(losses, torch.zeros_like(losses)).backward()
+
+
+def broken(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss of the caller that fails."""
+    raise ZeroDivisionError("the caller's own mistake.")
+
+
+def kill_at(number: int) -> None:
+    """The process ends in so many reductions from now."""
+    reduce = Ranks._reduce
+    left = number
+
+    def killing(self: Ranks, *arguments: Any) -> Tensor:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reduce(self, *arguments)
+
+    Ranks._reduce = killing  # type: ignore[assignment,method-assign]
+
+
+@pytest.mark.parametrize("seed", [pytest.param(one, marks=[pytest.mark.slow] * (one >= 14)) for one in HAPPENS_IN_TURN])
+def test_a_failure_of_one_is_a_sentence_on_all(seed: int) -> None:
+    draw = random.Random(seed)
+    kind, size = KINDS[seed % len(KINDS)], draw.choice([2, 3])
+    victim = draw.randrange(size)
+    step, inside = draw.randrange(3), draw.randrange(6)
+    own = {"raises": "ZeroDivisionError", "has a NaN": "ValueError", "is killed": "", "is killed inside": ""}
+    ended = in_processes(failing, [(kind, victim, step, inside)] * size, timeout=TIMEOUT)
+    for rank, one in enumerate(ended):
+        sentence = one.error.splitlines()[0] if one.error else ""
+        assert one.kind == (own.get(kind, "DistributedError") if rank == victim else "DistributedError"), one
+        assert one.seconds < 3 * TIMEOUT
+        if one.kind == "DistributedError":
+            assert "must" in sentence or f"rank {victim} of {size} could not take part" in sentence
+            assert sentence.endswith(".")
+    if kind == "has another k" and victim == 1:
+        assert "k=5," in ended[0].error
+        assert "k=5.5," in ended[0].error
+
+
+def test_a_rank_that_raises_tells_the_others_why() -> None:
+    ended = in_processes(failing, [("raises", 1, 0, 0)] * 2)
+    assert "rank 1 of 2 could not take part: ZeroDivisionError: the caller's own mistake." in ended[0].error
+    assert ended[1].kind == "ZeroDivisionError"
