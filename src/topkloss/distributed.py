@@ -108,7 +108,8 @@ class Ranks:
         try:
             result = work()
         except Exception as error:
-            self._agree(f"{type(error).__name__}: {error}", failed=True)
+            with contextlib.suppress(DistributedError):  # the others are gone: what failed here is what matters
+                self._agree(f"{type(error).__name__}: {error}", failed=True)
             raise
         self._agree(request(result), failed=False)
         return result
@@ -213,15 +214,15 @@ class SharedPlaces:
             table = ranks.union(groups.reshape(-1).long())
             self.size, self.group = max(len(table), 1), torch.searchsorted(table, groups.reshape(-1).long())
         each = torch.ones_like(self.scores) if mask is None else mask
-        self.total = self.sum(each if mass is None else mass)
+        own = self._own_sum(each if mass is None else mass)
+        sums = ranks.sum(torch.cat([own, own.new_full((1,), scores.numel())]))
+        self.total = sums[:-1]
         self.number = (self.total > 0).sum().clamp(min=1)
-        self.slack = SLACK + SLACK_OF_EACH * float(ranks.sum(torch.tensor(float(scores.numel()))).item())
+        self.slack = SLACK + SLACK_OF_EACH * sums[-1]
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over each group."""
-        if self.group is None:
-            return self.ranks.sum(values.sum(dtype=torch.float64).reshape(1))
-        return self.ranks.sum(_histogram(self.group, values.reshape(-1).double(), self.size))
+        return self.ranks.sum(self._own_sum(values))
 
     def each(self, table: Tensor) -> Tensor:
         """The number of each element's group; one number where all are in one."""
@@ -244,6 +245,11 @@ class SharedPlaces:
         until = self._before(end, _share(length - (end.above - start).clamp(min=0), end.tied))
         since = torch.where(begin.score == end.score, 0, _share(start - begin.above, begin.tied))
         return torch.minimum(until, 1 - self._before(begin, since))
+
+    def _own_sum(self, values: Tensor) -> Tensor:
+        if self.group is None:
+            return values.sum(dtype=torch.float64).reshape(1)
+        return _histogram(self.group, values.reshape(-1).double(), self.size)
 
     def _each(self, table: Tensor) -> Tensor:
         return table.reshape(()) if self.group is None else table[self.group]

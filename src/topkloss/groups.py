@@ -43,9 +43,8 @@ class Places(NamedTuple):
         """How much of each element, in [0, 1], lies in the stretch of its line that begins at `start`; None = at 0."""
         if start is None:
             overlap = torch.minimum(self.above + self.tied, length) - self.above
-            slack = torch.where(
-                self.above > 0, self._slack(length), 0
-            )  # some of the largest is in, however short it is
+            # some of the largest is in, however short the stretch
+            slack = torch.where(self.above > 0, self._slack(length), 0)
         else:
             behind = self.above - start
             overlap = torch.minimum(behind + self.tied, length) - behind.clamp(min=0)
