@@ -173,9 +173,11 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 
 
-@pytest.mark.parametrize("loss", ["average", "top-k"])
-def test_torchrun_trains_and_writes_once(table: Path, tmp_path: Path, loss: str) -> None:
-    result = run("train", table, *SMALL, "--loss", loss, "--out", "run", cwd=tmp_path, launcher=TORCHRUN)
+@pytest.mark.parametrize(
+    "asked", [("--loss", "average"), (), ("--fraction", "0.3", "--skip-easy", "--model", "test_convnext")]
+)
+def test_torchrun_trains_and_writes_once(table: Path, tmp_path: Path, asked: tuple[str, ...]) -> None:
+    result = run("train", table, *SMALL, *asked, "--out", "run", cwd=tmp_path, launcher=TORCHRUN)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 1/1") == 1
     assert result.stdout.count("results: run") == 1

@@ -90,6 +90,27 @@ def test_average_is_fraction_one_bit_for_bit(config: TrainConfig, tmp_path: Path
     assert all(epoch.train_loss == pytest.approx(epoch.train_cross_entropy, rel=1e-5) for epoch in records[0].epochs)
 
 
+def test_easy_images_can_be_skipped(config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Normalised by layers, the network couples no images: nothing but the time changes."""
+    given = replace(config, model="test_convnext", fraction=0.3, batch_size=10)
+    records = [fit(given), fit(replace(given, skip_easy=True, out=str(tmp_path / "skipping")))]
+    for whole, skipping in zip(*(record.epochs for record in records), strict=True):
+        assert skipping.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
+        assert skipping.train_cross_entropy == pytest.approx(whole.train_cross_entropy, rel=1e-4)
+        assert skipping.cross_entropy == pytest.approx(whole.cross_entropy, rel=1e-4)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("of the work of full steps.")
+
+
+def test_batch_normalisation_of_one_selected_image_is_answered(config: TrainConfig) -> None:
+    with pytest.raises(InputError, match="Leave out --skip-easy: it selected one image"):
+        fit(replace(config, skip_easy=True, fraction=0.01, image_size=8))
+
+
+def test_says_before_it_starts_that_skipping_cannot_pay(config: TrainConfig) -> None:
+    with pytest.warns(UserWarning, match="should be at most 0.6 for a selective step to pay; got 0.7"):
+        fit(replace(config, skip_easy=True, epochs=1))
+
+
 def test_images_may_be_loaded_by_other_processes(config: TrainConfig, tmp_path: Path) -> None:
     beside_ = replace(config, workers=2, out=str(tmp_path / "workers"))
     fit(config)

@@ -101,8 +101,7 @@ def maximum(
     Tied maxima share the gradient in proportion to their mass.
 
     Args:
-        losses: See `average`.
-        mask: See `average`.
+        losses, mask: See `average`.
         sample_weight: See `average`; decides only what counts and how ties share.
         groups: See `average_top_k`.
         nan_policy: See `topk_weights`.
@@ -257,8 +256,7 @@ def kth_largest(
 
     Args:
         losses: See `average_top_k`.
-        k: See `topk_threshold`.
-        fraction: See `topk_threshold`.
+        k, fraction: See `topk_threshold`.
         mask, sample_weight, groups, nan_policy: See `average_top_k`.
 
     Returns:
@@ -353,10 +351,9 @@ def average_hard_negatives(
         positives: Bool, shaped like `losses`; True = positive.
         ratio: Negatives per positive, > 0, real.
         min_negatives: Least mass of negatives, >= 0.
-        mask, sample_weight: See `average_top_k`.
+        mask, sample_weight, nan_policy: See `average_top_k`.
         scores: See `average_top_k`; only the negatives are ranked.
         groups: See `average_top_k`; SSD mines within each image.
-        nan_policy: See `average_top_k`.
 
     Returns:
         See `average_top_k`.

@@ -148,6 +148,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     option("lr", float, "learning rate of Adam at the start, in (0, 1]")
     option("seed", int, "decides split, initial weights and order")
     option("workers", int, "processes that load images")
+    parser.add_argument(
+        "--skip-easy",
+        action="store_true",
+        help="rank each batch first, without gradient, and back-propagate the selected images only",
+    )
     option("out", str, "folder of the run, new (default: one under runs/)")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -60,17 +60,28 @@ class CompoundLoss(nn.Module):
 
         Args:
             outputs, targets, mask: See `forward`.
-            scale: See `Criterion.select`.
+            scale: See `Criterion.elements`.
         """
-        return [
-            cast(Criterion, part).select(outputs, targets, mask=mask, scale=scale) if weight > 0 else None
-            for weight, part in zip(self.weights, self.criteria, strict=True)
-        ]
+        return [part and part.select(outputs, targets, mask=mask, scale=scale) for part in self._computed()]
+
+    def elements(
+        self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, scale: float = 1.0
+    ) -> list[Any]:
+        """What each criterion ranks, in their order; see `Criterion.elements`."""
+        return [part and part.elements(outputs, targets, mask=mask, scale=scale) for part in self._computed()]
+
+    def select_elements(self, elements: Sequence[Any]) -> list[Any]:
+        """What each criterion selects of what `elements` returned."""
+        return [part and part.select_elements(own) for part, own in zip(self._computed(), elements, strict=True)]
 
     def total(self, selections: Sequence[Any]) -> Tensor:
         """The sum, of what `select` returned: to call ``backward()`` on, at no second pass."""
         parts = zip(self.weights, self.criteria, selections, strict=True)
         return sum_of([(weight, cast(Criterion, part).total(one)) for weight, part, one in parts if weight > 0])
+
+    def _computed(self) -> list[Any]:
+        """The criteria, None where the weight is 0."""
+        return [part if weight > 0 else None for weight, part in zip(self.weights, self.criteria, strict=True)]
 
     def extra_repr(self) -> str:
         """Parameters as they were given."""
@@ -122,24 +133,38 @@ class DeepSupervisionLoss(nn.Module):
 
     def select(self, outputs: Sequence[Tensor], targets: Tensor, *, mask: Tensor | None = None) -> list[Any]:
         """What the criterion selected at each scale; None where the weight is 0."""
-        check_weights_of_parts("outputs", len(outputs), self.weights)
-        finest = math.prod(outputs[0].shape[2:])
-        return [
-            self.criterion.select(
-                scale,
-                _at_scale(targets, scale),
-                mask=None if mask is None else _at_scale(mask, scale),
-                scale=math.prod(scale.shape[2:]) / max(finest, 1),
-            )
-            if weight > 0
-            else None
-            for weight, scale in zip(self.weights, outputs, strict=True)
-        ]
+        return [given and self.criterion.select(**given) for given in self._scales(outputs, targets, mask)]
+
+    def elements(self, outputs: Sequence[Tensor], targets: Tensor, *, mask: Tensor | None = None) -> list[Any]:
+        """What the criterion ranks at each scale; see `Criterion.elements`."""
+        return [given and self.criterion.elements(**given) for given in self._scales(outputs, targets, mask)]
+
+    def select_elements(self, elements: Sequence[Any]) -> list[Any]:
+        """What the criterion selects at each scale of what `elements` returned."""
+        return [own and self.criterion.select_elements(own) for own in elements]
 
     def total(self, selections: Sequence[Any]) -> Tensor:
         """The weighted mean, of what `select` returned: to call ``backward()`` on, at no second pass."""
         parts = zip(self.weights, selections, strict=True)
         return sum_of([(weight, self.criterion.total(one)) for weight, one in parts if weight > 0]) / sum(self.weights)
+
+    def _scales(
+        self, outputs: Sequence[Tensor], targets: Tensor, mask: Tensor | None
+    ) -> Iterator[dict[str, Any] | None]:
+        """What the criterion is given at each scale, None where the weight is 0."""
+        check_weights_of_parts("outputs", len(outputs), self.weights)
+        finest = math.prod(outputs[0].shape[2:])
+        for weight, scale in zip(self.weights, outputs, strict=True):
+            yield (
+                None
+                if weight == 0
+                else {
+                    "outputs": scale,
+                    "targets": _at_scale(targets, scale),
+                    "mask": None if mask is None else _at_scale(mask, scale),
+                    "scale": math.prod(scale.shape[2:]) / max(finest, 1),
+                }
+            )
 
     def extra_repr(self) -> str:
         """Parameters as they were given."""

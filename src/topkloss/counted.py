@@ -95,9 +95,9 @@ def count(
 
 
 def count_together(
-    prepare: Prepare, ranks: Ranks | None, *, request: Callable[[], str], nan_policy: NanPolicy
-) -> tuple[Tensor, Counted]:
-    """The losses, and how they count: here, or among all processes, which then all ask for the same or all raise.
+    prepare: Prepare, ranks: Ranks | None, *, request: Callable[[Elements], str], nan_policy: NanPolicy
+) -> tuple[Elements, Counted]:
+    """The elements, and how they count: here, or among all processes, which then all ask for the same or all raise.
 
     Args:
         prepare: Returns the elements and their groups, here.
@@ -106,20 +106,21 @@ def count_together(
         nan_policy: See `topk_weights`.
     """
 
-    def alone() -> tuple[Tensor, Tensor | None, Counted]:
-        (losses, mask, mass, scores, _), groups = prepare(ranks)
+    def alone() -> tuple[Elements, Tensor | None, Counted]:
+        elements, groups = prepare(ranks)
+        losses, mask, mass, scores = elements[:4]
         check_tensors(losses, mask=mask, sample_weight=mass, scores=scores, groups=groups)
         own = groups if ranks is None else None
         counted = count(losses, mask=mask, sample_weight=mass, scores=scores, groups=own, nan_policy=nan_policy)
-        return losses, groups, counted
+        return elements, groups, counted
 
     if ranks is None:
-        losses, _, counted = alone()
-        return losses, counted
-    losses, groups, counted = ranks.together(
-        alone, lambda done: f"{request()} of {done[0].dtype}{'' if done[1] is None else ' in groups'}"
+        elements, _, counted = alone()
+        return elements, counted
+    elements, groups, counted = ranks.together(
+        alone, lambda done: f"{request(done[0])} of {done[0].losses.dtype}{'' if done[1] is None else ' in groups'}"
     )
-    return losses, over_ranks(counted, groups, ranks)
+    return elements, over_ranks(counted, groups, ranks)
 
 
 def over_ranks(counted: Counted, groups: Tensor | None, ranks: Ranks) -> Counted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -18,14 +18,13 @@ from topkloss.arguments import (
 )
 from topkloss.counted import Counted, Prepare, count_together
 from topkloss.distributed import ProcessGroup, Ranks, ranks_of
-from topkloss.elements import ElementLoss, Elements, RegionLoss, cross_entropy_elements
+from topkloss.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, cross_entropy_elements
 from topkloss.selection import Selection, ranked_weights, selection_of, value_of
 
 __all__ = ["AverageRankedRangeLoss", "AverageTopKCrossEntropyLoss", "AverageTopKLoss"]
 
 Level = Literal["element", "sample"]
 Within = Literal["batch", "sample", "class"]
-IndividualLoss = Callable[[Tensor, Tensor], Tensor] | ElementLoss
 
 # What a criterion says of itself, in this order.
 SHOWN = (
@@ -65,6 +64,36 @@ class OfElements(nn.Module):
         self.nan_policy: NanPolicy = nan_policy
         self.process_group = process_group
 
+    def elements(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        *,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        scores: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> Elements:
+        """What is ranked, before anything is: of a batch, or of a part that is joined with others before it is ranked.
+
+        Args:
+            outputs, targets, mask, sample_weight, scores: See `Criterion.forward`.
+            scale: Factor on what is asked as a count of pixels (`k`, `drop`, `min_kept`): that of a coarser resolution.
+                The numbers of samples and of regions do not change with it.
+        """
+        if self.level == "element":
+            elements = self._elements(outputs, targets, mask, sample_weight)
+        else:
+            elements = self._elements(outputs, targets, mask, None).of_samples()._replace(sample_weight=sample_weight)
+        if scores is not None:
+            elements = elements._replace(scores=scores)
+        of_pixels = self.level == "element" and not isinstance(self.loss, RegionLoss)
+        return elements._replace(scores=self._scores(elements, targets), scale=scale if of_pixels else 1.0)
+
+    def total(self, selection: Selection) -> Tensor:
+        """The loss, of what `select` returned."""
+        return selection.value
+
     def _elements(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
         """One loss per element, and what counts."""
         if isinstance(self.loss, ElementLoss):
@@ -74,17 +103,16 @@ class OfElements(nn.Module):
         assert self.loss is not None
         return Elements(self.loss(outputs, targets), mask, mass, classes=targets)
 
-    def _ranked(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
-        """What is ranked at this level."""
-        if self.level == "element":
-            return self._elements(outputs, targets, mask, mass)
-        return self._elements(outputs, targets, mask, None).of_samples()._replace(sample_weight=mass)
+    def _scores(self, elements: Elements, targets: Tensor) -> Tensor | None:
+        """What is ranked by; None = the losses."""
+        return elements.scores
 
-    def _count(self, prepare: Prepare, asked: str = "") -> tuple[Tensor, Counted]:
-        """The losses, and how they count; see `count_together`."""
+    def _count(self, prepare: Prepare) -> tuple[Elements, Counted]:
+        """The elements, and how they count; see `count_together`."""
 
-        def request() -> str:
-            return f'{type(self).__name__}({self.extra_repr()}, nan_policy="{self.nan_policy}"){asked}'
+        def request(elements: Elements) -> str:
+            scale = "" if elements.scale == 1.0 else f" at the scale {elements.scale:g}"
+            return f'{type(self).__name__}({self.extra_repr()}, nan_policy="{self.nan_policy}"){scale}'
 
         return count_together(prepare, ranks_of(self.process_group), request=request, nan_policy=self.nan_policy)
 
@@ -146,8 +174,9 @@ class Criterion(OfElements):
         Returns:
             See `average_top_k`.
         """
-        losses, counted = self._counted(outputs, targets, mask, sample_weight, scores, groups)
-        return value_of(counted, self._weights(counted, 1.0)[0], losses)
+        given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores}
+        elements, counted = self._counted(lambda: self.elements(outputs, targets, **given), groups)
+        return value_of(counted, self._weights(counted, elements.scale)[0], elements.losses)
 
     def select(
         self,
@@ -164,67 +193,42 @@ class Criterion(OfElements):
 
         Args:
             outputs, targets, mask, sample_weight, scores, groups: See `forward`.
-            scale: Factor on what is asked as a count of pixels (`k`, `drop`, `min_kept`): that of a coarser resolution.
-                The numbers of samples and of regions do not change with it.
-
-        Returns:
-            A `Selection`, shaped like what is ranked.
+            scale: See `elements`.
         """
-        if self.level == "sample" or isinstance(self.loss, RegionLoss):
-            scale = 1.0
-        losses, counted = self._counted(outputs, targets, mask, sample_weight, scores, groups, scale)
-        return selection_of(counted, losses, *self._weights(counted, scale))
+        given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "scale": scale}
+        return self._selection(lambda: self.elements(outputs, targets, **given), groups)
 
-    def select_elements(self, elements: Elements, targets: Tensor, groups: Tensor | None = None) -> Selection:
-        """The same of losses that were computed before; the targets are what they were computed of."""
-        losses, counted = self._count(lambda ranks: self._placed(elements, targets, groups, ranks))
-        return selection_of(counted, losses, *self._weights(counted, 1.0))
+    def select_elements(self, elements: Elements, *, groups: Tensor | None = None) -> Selection:
+        """The same of what `elements` returned, whose parts may have been computed one after the other."""
+        return self._selection(lambda: elements, groups)
 
-    def total(self, selection: Selection) -> Tensor:
-        """The loss, of what `select` returned."""
-        return selection.value
+    def _selection(self, elements: Callable[[], Elements], groups: Tensor | None) -> Selection:
+        made, counted = self._counted(elements, groups)
+        return selection_of(counted, made.losses, *self._weights(counted, made.scale))
 
     def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
         """The rule: weights, and the lowest score chosen."""
         raise NotImplementedError
 
-    def _scores(self, elements: Elements, targets: Tensor) -> Tensor | None:
-        """What is ranked by; None = the losses."""
-        return elements.scores
-
-    def _counted(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        mask: Tensor | None,
-        sample_weight: Tensor | None,
-        scores: Tensor | None,
-        groups: Tensor | None,
-        scale: float = 1.0,
-    ) -> tuple[Tensor, Counted]:
-        """What is ranked, and how it counts."""
+    def _counted(self, elements: Callable[[], Elements], groups: Tensor | None) -> tuple[Elements, Counted]:
+        """What is ranked, and how it counts in its groups."""
 
         def prepare(ranks: Ranks | None) -> tuple[Elements, Tensor | None]:
-            elements = self._ranked(outputs, targets, mask, sample_weight)
-            if scores is not None:
-                elements = elements._replace(scores=scores)
-            return self._placed(elements, targets, groups, ranks)
+            made = elements()
+            return made, self._groups(made, groups, ranks)
 
-        return self._count(prepare, "" if scale == 1.0 else f" at the scale {scale:g}")
+        return self._count(prepare)
 
-    def _placed(
-        self, elements: Elements, targets: Tensor, groups: Tensor | None, ranks: Ranks | None
-    ) -> tuple[Elements, Tensor | None]:
-        """The elements with what they are ranked by, and their groups."""
-        if self.within != "batch":
-            if groups is not None:
-                raise ValueError(
-                    f'`groups` must not be given beside within="{self.within}"; got both. Leave one of them out.'
-                )
-            groups = elements.own_classes() if self.within == "class" else elements.samples()
-            if ranks is not None and self.within == "sample":
-                groups = groups * ranks.size + ranks.rank  # no sample of this process is one of another
-        return elements._replace(scores=self._scores(elements, targets)), groups
+    def _groups(self, elements: Elements, groups: Tensor | None, ranks: Ranks | None) -> Tensor | None:
+        """Among what each element is ranked; None = all."""
+        if self.within == "batch":
+            return groups
+        if groups is not None:
+            raise ValueError(f'`groups` must not be given beside within="{self.within}"; got both. Leave one out.')
+        if self.within == "class":
+            return elements.own_classes()
+        samples = elements.samples()
+        return samples if ranks is None else samples * ranks.size + ranks.rank  # no two processes share a sample
 
 
 class AverageTopKLoss(Criterion):

@@ -116,7 +116,7 @@ class Ranks:
 
     def _agree(self, sentence: str, *, failed: bool) -> None:
         """Raises on every process unless all say the same."""
-        device = self._device_of_words()
+        device = self.device_of_words()
         text = sentence.encode()[:SENTENCE]
         words = torch.zeros(SENTENCE, dtype=torch.uint8, device=device)
         words[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device) if text else 0
@@ -144,7 +144,7 @@ class Ranks:
             f"{other}. Make the criterion and its inputs alike on all of them."
         )
 
-    def _device_of_words(self) -> torch.device:
+    def device_of_words(self) -> torch.device:
         """Where numbers can be sent from without waiting for an accelerator, if the group can."""
         if "nccl" in dist.get_backend_config(self.group) and "gloo" not in dist.get_backend_config(self.group):
             return torch.device("cuda", torch.cuda.current_device())

@@ -17,7 +17,7 @@ __all__ = ["CrossEntropy", "ElementLoss", "Elements", "RegionLoss"]
 
 
 class Elements(NamedTuple):
-    """One loss per element, and what a criterion needs to know of each. All but `losses` may be None.
+    """One loss per element, and what a criterion needs to know of each. The other tensors may be None.
 
     Example:
         >>> Elements(torch.tensor([1.0, 2.0]), mask=torch.tensor([True, False])).mask
@@ -29,6 +29,7 @@ class Elements(NamedTuple):
     sample_weight: Tensor | None = None  # mass
     scores: Tensor | None = None  # to rank by
     classes: Tensor | None = None  # integers
+    scale: float = 1.0  # on counts of pixels: that of a coarser resolution
 
     def of_samples(self) -> Elements:
         """The mean of each sample's counted losses, by mass, and of its scores; a sample without any does not count."""
@@ -91,6 +92,9 @@ class ElementLoss(nn.Module):
             sample_weight: Mass of each element.
         """
         raise NotImplementedError
+
+
+IndividualLoss = Callable[[Tensor, Tensor], Tensor] | ElementLoss
 
 
 class CrossEntropy(ElementLoss):

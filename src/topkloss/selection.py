@@ -134,8 +134,7 @@ def topk_weights(
         all 0 where nothing is counted.
 
     Raises:
-        TypeError: See `topk_threshold`.
-        ValueError: See `topk_threshold`.
+        TypeError, ValueError: See `topk_threshold`.
 
     Example:
         >>> topk_weights(torch.tensor([3.0, 1.0, 2.0, 2.0]), k=2)
@@ -170,16 +169,14 @@ def topk_select(
         k: See `topk_threshold`; counted after `drop`.
         drop: Mass of the largest elements left out first, >= 0. At most one of the two; default none.
         drop_fraction: `drop` as a share of the counted mass, 0 <= drop_fraction < 1.
-        scores: See `topk_weights`.
+        scores, nan_policy: See `topk_weights`.
         groups: Integers, shaped like `losses`: each group is ranked by itself. See `average_top_k`.
-        nan_policy: See `topk_weights`.
 
     Returns:
         A `Selection`.
 
     Raises:
-        TypeError: See `topk_threshold`.
-        ValueError: See `topk_threshold`; also if `drop` or `drop_fraction` is out of range.
+        TypeError, ValueError: See `topk_threshold`; also if `drop` or `drop_fraction` is out of range.
 
     Example:
         >>> selection = topk_select(torch.tensor([3.0, 1.0, 2.0, 9.0]), k=2, drop=1)

@@ -6,14 +6,18 @@ weighs every loss by its exponential.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from topkloss.arguments import NanPolicy, check_k, check_smoothing, check_threshold, check_tilt, real_number
 from topkloss.counted import Counted, count
-from topkloss.criterion import IndividualLoss, Level, OfElements
+from topkloss.criterion import Level, OfElements
 from topkloss.distributed import ProcessGroup
-from topkloss.selection import even_weights, weighted_sum
+from topkloss.elements import Elements, IndividualLoss
+from topkloss.selection import Selection, even_weights, value_of, weighted_sum
 
 __all__ = ["DualAverageTopKLoss", "average_top_k_dual", "tilted"]
 
@@ -74,7 +78,7 @@ def average_top_k_dual(
     check_threshold(threshold)
     check_smoothing(smoothing)
     counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
-    return _seen_from(counted, losses, threshold.to(counted.dtype), fraction, smoothing)
+    return _seen_from(counted, losses, threshold, fraction, smoothing)
 
 
 def tilted(
@@ -170,29 +174,63 @@ class DualAverageTopKLoss(OfElements):
         self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
     ) -> Tensor:
         """The value at the threshold of now; see `Criterion.forward`."""
-        losses, counted = self._count(lambda _: (self._ranked(outputs, targets, mask, sample_weight), None))
-        return _seen_from(counted, losses, self.threshold.to(counted.dtype), self.fraction, self.smoothing)
+        elements = partial(self.elements, outputs, targets, mask=mask, sample_weight=sample_weight)
+        (losses, *_), counted = self._count(lambda _: (elements(), None))
+        return _seen_from(counted, losses, self.threshold, self.fraction, self.smoothing)
+
+    def select(
+        self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
+    ) -> Selection:
+        """The same with all that a monitor reads; see `Criterion.select`.
+
+        Returns:
+            A `Selection`: `threshold` is the learned one, `kept` is what lies above it, and `weights` are the gradient
+            of `value` in the losses; their sum comes to 1 as the threshold settles.
+        """
+        return self._selection(lambda: self.elements(outputs, targets, mask=mask, sample_weight=sample_weight))
+
+    def select_elements(self, elements: Elements) -> Selection:
+        """See `Criterion.select_elements`."""
+        return self._selection(lambda: elements)
+
+    def _selection(self, elements: Callable[[], Elements]) -> Selection:
+        made, counted = self._count(lambda _: (elements(), None))
+        losses = made.losses.detach().to(counted.dtype).requires_grad_()
+        with torch.enable_grad():
+            excess = _excess(counted, losses, self.threshold.detach(), self.fraction, self.smoothing)
+            (weights,) = torch.autograd.grad(excess, losses)
+        return Selection(
+            value=_seen_from(counted, made.losses, self.threshold, self.fraction, self.smoothing),
+            average=value_of(counted, even_weights(counted), losses.detach()),
+            threshold=self.threshold.detach().to(counted.dtype),
+            weights=weights,
+            kept=weights != 0,
+            mass=counted.each_mass(),
+            omitted=counted.omitted,
+        )
 
 
 def _seen_from(counted: Counted, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
     """The dual form at this threshold."""
-
-    def excess(losses: Tensor, threshold: Tensor) -> Tensor:
-        losses = losses.to(counted.dtype)
-        above = _positive_part(losses - threshold, smoothing)
-        above = torch.where(counted.poisoned, losses, above)  # below the threshold a NaN shows as well
-        return weighted_sum(weights, above) / fraction
-
-    weights = even_weights(counted)
+    threshold = threshold.to(counted.dtype)
     shift = torch.where(counted.total.sum() > 0, threshold, 0)
     if counted.ranks is None:
-        return shift + excess(losses, threshold)
+        return shift + _excess(counted, losses, threshold, fraction, smoothing)
     # the threshold is the criterion's own: nobody averages its gradient over the processes
     fixed = threshold.detach().requires_grad_()
     with torch.enable_grad():
-        (slope,) = torch.autograd.grad(excess(losses.detach(), fixed), fixed)
+        (slope,) = torch.autograd.grad(_excess(counted, losses.detach(), fixed, fraction, smoothing), fixed)
     pull = counted.ranks.sum(slope) * (threshold - threshold.detach())
-    return shift + counted.ranks.total(excess(losses, threshold.detach())) + pull
+    excess = counted.ranks.total(_excess(counted, losses, threshold.detach(), fraction, smoothing))
+    return shift + excess + pull
+
+
+def _excess(counted: Counted, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
+    """The mean of what lies above the threshold, over the fraction; this process's part of it."""
+    losses = losses.to(counted.dtype)
+    above = _positive_part(losses - threshold.to(counted.dtype), smoothing)
+    above = torch.where(counted.poisoned, losses, above)  # below the threshold a NaN shows as well
+    return weighted_sum(even_weights(counted), above) / fraction
 
 
 def _positive_part(x: Tensor, smoothing: float) -> Tensor:

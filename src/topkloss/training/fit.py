@@ -64,7 +64,13 @@ def fit(config: TrainConfig) -> RunRecord:
     size = config.image_size or (DIGIT_SIZE if config.csv is None else own_size(model))
     check_takes(model, config.model, size)
     prepare = preparation(size, *colours(model))
-    task = ImageClassifier(model, table.classes, fraction=config.share, lr=config.lr)
+    task = ImageClassifier(
+        model,
+        table.classes,
+        fraction=config.share,
+        lr=config.lr,
+        skip_easy=config.batch_size if config.skip_easy else 0,
+    )
     with _folder(config.folder) as folder:
         seconds = _train(config, task, _loaders(config, table, train, held_out, prepare), folder)
         support = Counter(table.examples[index].label for index in held_out)
@@ -81,6 +87,8 @@ def fit(config: TrainConfig) -> RunRecord:
         )
         if _is_first():
             record.write(folder)
+            if task.step is not None:
+                print(task.step.report())
     return record
 
 
@@ -164,7 +172,8 @@ def _train(config: TrainConfig, task: ImageClassifier, loaders: tuple[Loader, Lo
                 raise
             raise InputError(
                 f"`--batch-size` must be larger for this model and image size, whose batch normalisation needs more "
-                f"than one value; got {config.batch_size}. Pass --batch-size 16."
+                f"than one value; got {config.batch_size}. "
+                + ("Leave out --skip-easy: it selected one image." if config.skip_easy else "Pass --batch-size 16.")
             ) from error
         except SystemExit:
             if trainer.interrupted:  # Lightning turns Ctrl-C into an exit

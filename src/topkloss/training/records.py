@@ -34,6 +34,7 @@ class TrainConfig:
         lr: Learning rate of Adam at the start; it falls to 0 along a cosine.
         seed: Decides the split, the initial weights and the order of images.
         workers: Processes that load images beside the main one.
+        skip_easy: Rank each batch first, and back-propagate the selected images only.
         out: The folder of the run; None for one under ``runs/`` named after what was asked.
     """
 
@@ -48,6 +49,7 @@ class TrainConfig:
     lr: float = 1e-3
     seed: int = 0
     workers: int = 0
+    skip_easy: bool = False
     out: str | None = None
 
     @property

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 
 import lightning
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
 from topkloss.criterion import AverageTopKCrossEntropyLoss
 from topkloss.distributed import WORLD
+from topkloss.selective import SelectiveStep
 from topkloss.training.errors import InputError
 from topkloss.training.records import EpochRecord
 
@@ -29,14 +32,24 @@ class ImageClassifier(lightning.LightningModule):
         classes: Names of the classes.
         fraction: Share of each batch that is averaged, the hardest of all processes together.
         lr: Learning rate at the start.
+        skip_easy: Most images of a batch: the selected ones alone are back-propagated; 0 = all are.
     """
 
-    def __init__(self, model: nn.Module, classes: Sequence[str], *, fraction: float, lr: float) -> None:
+    def __init__(
+        self, model: nn.Module, classes: Sequence[str], *, fraction: float, lr: float, skip_easy: int = 0
+    ) -> None:
         super().__init__()
         self.model = model
         self.classes = classes
         self.criterion = AverageTopKCrossEntropyLoss(fraction=fraction, process_group=WORLD)
         self.lr = lr
+        # one micro-batch: then every process has one backward pass, as DistributedDataParallel expects
+        self.step = (
+            SelectiveStep(model, self.criterion, micro_batch=skip_easy, backward=self.manual_backward)
+            if skip_easy
+            else None
+        )
+        self.automatic_optimization = self.step is None
         self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
         self.train_cross_entropy = MeanMetric(nan_strategy="disable")
         # every process measures all held-out images, so there is nothing to bring together
@@ -45,14 +58,28 @@ class ImageClassifier(lightning.LightningModule):
         self.recall = MulticlassRecall(len(classes), average="none", sync_on_compute=False)
         self.epochs: list[EpochRecord] = []
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        """The loss of a batch."""
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor | None:
+        """The loss of a batch; None where the step is already made."""
         images, labels = batch
+        if self.step is not None:
+            self._step_selectively(self.step, images, labels)
+            return None
         logits = self.model(images)
         loss: Tensor = self.criterion(logits, labels)
         self.train_loss.update(loss.detach())
         self.train_cross_entropy.update(F.cross_entropy(logits.detach(), labels))
         return loss
+
+    def _step_selectively(self, step: SelectiveStep, images: Tensor, labels: Tensor) -> None:
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(schedule, LRScheduler)
+        optimizer.zero_grad()
+        selection = step(images, labels).selection
+        optimizer.step()
+        schedule.step()
+        self.train_loss.update(selection.value)
+        self.train_cross_entropy.update(selection.average)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the epoch before."""
