@@ -11,8 +11,8 @@ OLDEST = .venv-oldest
 SETTINGS = pyproject.toml constraints.txt
 
 # What the oldest torch is tested with: the core, which needs torch alone.
-CORE_TESTS = $(patsubst %,tests/test_%.py,choose criterion errors groups laws losses mining mutants pitfalls regions \
-             schedule selection situations soft torch) \
+CORE_TESTS = $(patsubst %,tests/test_%.py,choose criterion distributed errors groups laws losses mining mutants \
+             pitfalls regions schedule selection selective situations soft torch) \
              tests/test_house.py::test_examples_of_the_core
 
 # One thread each: two on shared cores are many times slower. Nothing in the tests is downloaded.
@@ -80,6 +80,8 @@ package: .venv/installed-dev
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.peers --readme README.md
 	$(BIN)/python -m benchmarks.average_top_k
+	$(BIN)/python -m benchmarks.distributed
+	$(BIN)/python -m benchmarks.selective
 
 clean:
 	rm -rf .venv $(OLDEST) demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

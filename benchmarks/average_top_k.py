@@ -11,20 +11,15 @@ from __future__ import annotations
 import argparse
 import csv
 import platform
-import statistics
-import subprocess
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases import BASELINE, Case, cases
+from benchmarks.measure import Memory, commit, spread
 
 __all__ = ["LEDGER", "Row", "main", "measure"]
 
@@ -112,7 +107,7 @@ def _seconds(case: Case) -> float:
 def _row(case: Case, times: dict[str, list[float]]) -> Row:
     own = times[case.provider]
     ratios = [mine / base for mine, base in zip(own, times[BASELINE], strict=True)]
-    figures = [1e3 * figure for figure in _spread(own)] + _spread(ratios)
+    figures = [1e3 * figure for figure in spread(own)] + spread(ratios)
     median, low, high, ratio, ratio_low, ratio_high = (round(figure, 3) for figure in figures)
     return Row(
         kernel="average_top_k",
@@ -130,43 +125,8 @@ def _row(case: Case, times: dict[str, list[float]]) -> Row:
         device=platform.machine(),
         torch=torch.__version__,
         threads=torch.get_num_threads(),
-        commit=_commit(),
+        commit=commit(),
     )
-
-
-def _spread(values: list[float]) -> list[float]:
-    """Median, first and last decile."""
-    low, *_, high = statistics.quantiles(values, n=10, method="inclusive")
-    return [statistics.median(values), low, high]
-
-
-class Memory(TorchDispatchMode):
-    """Follows what the operations inside allocate and free, in bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
-        return result
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage.data_ptr(), storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 def _peak(case: Case) -> float:
@@ -175,13 +135,6 @@ def _peak(case: Case) -> float:
         memory.known.add(leaf.untyped_storage().data_ptr())
         case.value(leaf).backward()
     return float(memory.most) / 2**20
-
-
-def _commit() -> str:
-    answer = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=LEDGER.parent, capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip()
 
 
 if __name__ == "__main__":

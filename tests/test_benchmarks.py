@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks import average_top_k
-from benchmarks.average_top_k import LEDGER, Memory, Row, main
+from benchmarks.average_top_k import LEDGER, Row, main
 from benchmarks.cases import BASELINE, FRACTIONS, cases
+from benchmarks.measure import Memory
 
 
 def test_every_provider_gives_the_expected_answer() -> None:

@@ -86,7 +86,7 @@ class SelectiveStep:
         full_every: Every so many steps one is full; 0 = none.
         ranking_dtype: ``torch.bfloat16`` or ``float16``: ranks under autocast, so near ties may flip. None = as called.
         backward: Called with each micro-batch's loss: ``lambda loss: scaler.scale(loss).backward()``, or Lightning's
-            ``manual_backward``.
+            ``manual_backward``. None = ``loss.backward()``.
 
     Raises:
         TypeError, ValueError: If the model is no module or sharded, the criterion is none of this package, or a number
@@ -117,7 +117,7 @@ class SelectiveStep:
         end: int | None = None,
         full_every: int = 0,
         ranking_dtype: torch.dtype | None = None,
-        backward: Callable[[Tensor], object] = Tensor.backward,
+        backward: Callable[[Tensor], object] | None = None,
     ) -> None:
         _check(model, criterion)
         _check_count("micro_batch", micro_batch, 1, "For one example at a time pass 1.")
@@ -132,7 +132,7 @@ class SelectiveStep:
         self.model, self.micro_batch = model, micro_batch
         self.criterion: Any = criterion  # whose elements and selections are single or in lists
         self.start, self.end, self.full_every = start, end, full_every
-        self.ranking_dtype, self.backward = ranking_dtype, backward
+        self.ranking_dtype, self.backward = ranking_dtype, backward or Tensor.backward
         original = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         self._parallel = original if isinstance(original, DistributedDataParallel) else None
         self.steps = self.examples = self.ranked = self.backpropagated = 0

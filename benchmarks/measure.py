@@ -1,0 +1,58 @@
+"""What every benchmark needs: memory followed, times summed up, the commit named."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Memory", "commit", "spread"]
+
+
+def spread(values: list[float]) -> list[float]:
+    """Median, first and last decile."""
+    low, *_, high = statistics.quantiles(values, n=10, method="inclusive")
+    return [statistics.median(values), low, high]
+
+
+class Memory(TorchDispatchMode):
+    """Follows what the operations inside allocate and free, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def commit() -> str:
+    """Of the code that is measured, shortened; empty outside a checkout."""
+    answer = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip()
