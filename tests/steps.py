@@ -54,6 +54,12 @@ CRITERIA: dict[str, Callable[[Any], nn.Module]] = {
         ],
         weights=[1.0, 0.5],
     ),
+    "sum with a dual": lambda group: topkloss.CompoundLoss(
+        [
+            AverageTopKCrossEntropyLoss(k=7, ignore_index=255, process_group=group),
+            topkloss.DualAverageTopKLoss(CE(), fraction=0.3, threshold=0.9, process_group=group),
+        ]
+    ),
     "hardest regions": lambda group: AverageTopKLoss(
         RegionLoss(dice_loss, ignore_index=255), fraction=0.4, within="class", process_group=group
     ),

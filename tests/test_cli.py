@@ -43,6 +43,14 @@ def run(
     return subprocess.CompletedProcess(command, process.returncode, output, error)
 
 
+def test_says_in_a_sentence_that_skipping_cannot_pay_and_what_was_skipped(table: Path, tmp_path: Path) -> None:
+    result = run("train", table, *SMALL, "--skip-easy", cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stderr.startswith("topkloss: `fraction` should be at most 0.6 for a selective step to save time; got")
+    assert result.stderr.count("\n") == 1
+    assert "about 100 % of the work of full steps.\n" in result.stdout
+
+
 def test_train_then_report(table: Path, tmp_path: Path) -> None:
     mined = run("train", table, *SMALL, cwd=tmp_path)
     assert (mined.returncode, mined.stderr) == (0, "")

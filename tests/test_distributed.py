@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import pickle
 import random
+import re
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,11 +21,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import topkloss
 from tests.ranks import in_processes, results
 from tests.steps import CRITERIA, difference, trained
-from topkloss import WORLD, AverageTopKLoss
+from topkloss import WORLD, AverageTopKCrossEntropyLoss, AverageTopKLoss, CrossEntropy, SelectiveStep
 from topkloss.criterion import Criterion
 from topkloss.distributed import Ranks
 
@@ -163,7 +168,7 @@ def sharded_cases(rank: int, size: int) -> int:
         same(shard.threshold, whole.threshold)
         same(shard.weights, whole.weights[part])
         assert torch.equal(shard.kept, whole.kept[part])
-        assert torch.equal(shard.omitted, whole.omitted)
+        assert torch.equal(Ranks(dist.group.WORLD).sum(shard.omitted), whole.omitted)
     return CASES
 
 
@@ -269,3 +274,169 @@ def test_a_rank_that_raises_tells_the_others_why() -> None:
     ended = in_processes(failing, [("raises", 1, 0, 0)] * 2)
     assert "rank 1 of 2 could not take part: ZeroDivisionError: the caller's own mistake." in ended[0].error
     assert ended[1].kind == "ZeroDivisionError"
+
+
+def ranking_a_model_that_breaks(victim: int, fraction: float) -> None:
+    """A selective step whose model fails on one process; with a large fraction it is a plain step."""
+    if dist.get_rank() == victim:
+        model: nn.Module = Broken()
+    else:
+        model = nn.Linear(2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step = SelectiveStep(model, AverageTopKCrossEntropyLoss(fraction=fraction, process_group=WORLD), micro_batch=4)
+    step(torch.randn(4, 2), torch.zeros(4).long())
+
+
+class Broken(nn.Linear):
+    """It has parameters, and fails."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Fails."""
+        raise ZeroDivisionError("the caller's own mistake.")
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.9])
+def test_a_model_that_fails_in_a_selective_step_is_a_sentence_on_all(fraction: float) -> None:
+    ended = in_processes(ranking_a_model_that_breaks, [(1, fraction)] * 2)
+    assert ended[1].kind == "ZeroDivisionError"
+    assert "rank 1 of 2 could not take part: ZeroDivisionError: the caller's own mistake." in ended[0].error
+
+
+# What must not differ silently.
+
+
+def asking_for_something_else(what: str) -> None:
+    """The second process asks for something else in the same call."""
+    second = dist.get_rank() == 1
+    losses, zeros = torch.randn(8, generator=torch.Generator().manual_seed(0)), torch.zeros(8)
+    criterion = AverageTopKLoss(torch.sub, k=2, process_group=WORLD)
+    if what == "select":
+        (criterion.select if second else criterion)(losses, zeros)
+    elif what == "scores":
+        criterion(losses, zeros, scores=losses if second else None)
+    elif what == "precision of scores":
+        criterion(losses, zeros, scores=losses.double() if second else losses)
+    elif what == "groups":
+        criterion(losses, zeros, groups=zeros.long() if second else None)
+    elif what == "labels":
+        loss = CrossEntropy(ignore_index=0 if second else 1)
+        AverageTopKLoss(loss, k=2, process_group=WORLD)(torch.randn(8, 3), zeros.long())
+    elif what == "scales":
+        outputs = [torch.randn(1, 3, 4, 4), torch.randn(1, 3, 2, 2)]
+        CRITERIA["deep supervision"](WORLD)(outputs[: 1 if second else 2], torch.zeros(1, 4, 4).long())
+    elif what == "a mask":
+        mask = torch.ones(1, 4) > 0 if second else None
+        CRITERIA["deep supervision"](WORLD)([torch.randn(1, 3, 4, 4)] * 2, torch.zeros(1, 4, 4).long(), mask=mask)
+    elif what == "a name that is no text" and second:
+        AverageTopKLoss(nameless, k=2, process_group=WORLD)(losses, zeros)
+    elif what == "a name that is no text":
+        criterion(losses, zeros)
+
+
+def nameless(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Fails with what cannot be encoded, as the name of a file may be."""
+    raise ValueError("no such file: \udcff.")
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("select", "got AverageTopKLoss.*forward of torch.float32 on rank 0 and .*select of torch.float32 on rank 1."),
+        ("scores", "of torch.float32 ranked by scores of torch.float32 on rank 1."),
+        ("precision of scores", "by scores of torch.float32 on rank 0 and .* by scores of torch.float64 on rank 1."),
+        ("groups", "of torch.float32 in groups on rank 1."),
+        ("labels", r"loss=CrossEntropy\(ignore_index=1, .* on rank 0 and .*loss=CrossEntropy\(ignore_index=0, "),
+        ("scales", "rank 1 of 2 could not take part: ValueError: "),
+        ("a mask", "rank 1 of 2 could not take part: ValueError: `targets` and `mask` must have the same shape"),
+        ("a name that is no text", r"rank 1 of 2 could not take part: ValueError: no such file: \?\."),
+    ],
+)
+def test_processes_that_ask_for_something_else_are_told(what: str, sentence: str) -> None:
+    first, second = in_processes(asking_for_something_else, [(what,)] * 2, timeout=10)
+    assert re.search(sentence, first.error), first
+    assert first.kind == "DistributedError"
+    assert second.kind == ("ValueError" if "ValueError" in sentence else "DistributedError")
+
+
+def masses_of_different_size(mass: float) -> tuple[float, float]:
+    """k = 1 of (3, 2, 1, 0), of which the first has the mass 0.1: 0.1 * 3 + 0.9 * 2, two of them in each process."""
+    part = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    losses, masses = (
+        torch.tensor(one, dtype=torch.float64)[part] for one in ([3.0, 2.0, 1.0, 0.0], [0.1, mass, 1.0, 1.0])
+    )
+    criterion = AverageTopKLoss(torch.sub, k=1, process_group=WORLD)
+    value = criterion(losses, 0 * losses, sample_weight=masses)
+    return value.item(), criterion(losses, 0 * losses, sample_weight=masses, groups=torch.zeros(2).long()).item()
+
+
+@pytest.mark.parametrize("mass", [1.0, 1e6, 1e10])
+def test_a_light_mass_beside_a_heavy_one_is_not_lost(mass: float) -> None:
+    for values in results(masses_of_different_size, [(mass,)] * 2):
+        assert values == (pytest.approx(2.1, rel=1e-12), pytest.approx(2.1, rel=1e-12))
+
+
+def seen_without_gradient() -> list[float]:
+    """The dual form, as a validation loop calls it."""
+    outputs, targets = torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.zeros(4)
+    values = []
+    for smoothing in (0.0, 0.5):
+        criterion = topkloss.DualAverageTopKLoss(
+            torch.sub, fraction=0.5, threshold=2.0, smoothing=smoothing, process_group=WORLD
+        )
+        for without in (torch.no_grad, torch.inference_mode):
+            with without():
+                values += [criterion(outputs, targets).item(), criterion.select(outputs, targets).value.item()]
+    return values
+
+
+def test_the_dual_form_needs_no_gradient() -> None:
+    for values in results(seen_without_gradient, [()] * 2):
+        assert values[:4] == [6.0] * 4
+        assert len(set(values[4:])) == 1
+
+
+def wrapped_wrongly(how: str) -> None:
+    """A selective step whose conversation would not be that of all."""
+    model: nn.Module = nn.Sequential(nn.Linear(2, 3), nn.SyncBatchNorm(3)) if how == "layer" else nn.Linear(2, 3)
+    if how != "layer":
+        model = DistributedDataParallel(model, static_graph=how == "static")
+    if how == "inside":
+        model = nn.Sequential(model)
+    SelectiveStep(model, AverageTopKCrossEntropyLoss(fraction=0.3, process_group=WORLD), micro_batch=4)
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("layer", "`model` must have no layer that talks to other processes in its forward pass; got SyncBatchNorm."),
+        ("inside", "`model` must be the DistributedDataParallel itself; got Sequential, which holds one."),
+        ("static", "`model` must be wrapped without static_graph;"),
+    ],
+)
+def test_a_selective_step_refuses_what_would_hang(how: str, sentence: str) -> None:
+    for one in in_processes(wrapped_wrongly, [(how,)] * 2):
+        assert one.kind == "ValueError"
+        assert one.error.startswith(sentence)
+
+
+def test_world_is_itself_when_copied_or_saved() -> None:
+    criterion = AverageTopKLoss(torch.sub, k=2, process_group=WORLD)
+    assert copy.deepcopy(criterion).process_group is WORLD
+    assert pickle.loads(pickle.dumps(criterion)).process_group is WORLD
+
+
+def test_what_is_no_group_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"`process_group` must be WORLD, a process group or .*; got 'world'."):
+        AverageTopKLoss(torch.sub, k=2, process_group="world")  # type: ignore[arg-type]
+    for one in in_processes(with_a_mesh_of_two_dimensions, [()] * 2):
+        assert one.kind == "TypeError"
+        assert "got a mesh of 2 dimensions." in one.error
+
+
+def with_a_mesh_of_two_dimensions() -> None:
+    """Which of its lines would it be?"""
+    AverageTopKLoss(torch.sub, k=2, process_group=init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b")))

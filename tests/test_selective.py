@@ -263,6 +263,17 @@ def test_a_failure_while_ranking_leaves_no_trace_either() -> None:
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
 
 
+def test_a_buffer_that_the_forward_pass_makes_is_made_of_the_training_pass() -> None:
+    class Remembers(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.register_buffer("seen", inputs.detach().mean(0))
+            return inputs
+
+    model, (inputs, targets) = nn.Sequential(Remembers(), linear()), data()
+    stepped = SelectiveStep(model, HARDEST, micro_batch=16)(inputs, targets)
+    torch.testing.assert_close(model.state_dict()["0.seen"], inputs[stepped.selection.kept].mean(0))
+
+
 def test_batch_normalisation_couples_examples_so_the_gradient_is_another_but_not_in_evaluation() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
@@ -313,9 +324,17 @@ def test_where_skipping_cannot_pay_nothing_is_ranked_first_but_to_split_a_batch(
     assert model.passes[-1] == (4, True)
 
 
+def test_says_so_where_a_rounded_corner_gives_all_some_weight() -> None:
+    criterion = DualAverageTopKLoss(brier, fraction=0.1, smoothing=0.1)
+    with pytest.warns(UserWarning, match="got 1: "):
+        SelectiveStep(linear(), criterion, micro_batch=4)
+
+
 def test_says_nothing_where_it_pays_or_starts_later() -> None:
+    mean = AverageTopKCrossEntropyLoss(fraction=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        SelectiveStep(linear(), CompoundLoss([HARDEST, mean], weights=[1.0, 0.0]), micro_batch=1)
         SelectiveStep(linear(), AverageTopKCrossEntropyLoss(fraction=MOST_THAT_PAYS), micro_batch=1)
         SelectiveStep(linear(), AverageTopKCrossEntropyLoss(fraction=1.0), micro_batch=1, start=100)
         SelectiveStep(linear(), AverageTopKCrossEntropyLoss(k=3), micro_batch=1)
@@ -385,7 +404,13 @@ class FullyShardedDataParallel(nn.Linear):
     ("model", "criterion", "given", "error", "sentence"),
     [
         (len, HARDEST, {}, TypeError, "`model` must be an nn.Module; got builtin_function_or_method."),
-        (FullyShardedDataParallel(4, 3), HARDEST, {}, ValueError, "`model` must not be sharded; got Fully"),
+        (
+            FullyShardedDataParallel(4, 3),
+            HARDEST,
+            {},
+            ValueError,
+            "`model` must have no layer that talks .*; got Fully",
+        ),
         (None, nn.CrossEntropyLoss(), {}, TypeError, "`criterion` must be one of topkloss.*; got CrossEntropyLoss."),
         (None, HARDEST, {"micro_batch": 0}, ValueError, "`micro_batch` must be a whole number >= 1; got 0."),
         (None, HARDEST, {"micro_batch": True}, ValueError, "`micro_batch` must be a whole number >= 1; got True."),
@@ -407,6 +432,20 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(error, match=sentence):
         SelectiveStep(model or linear(), criterion, **{"micro_batch": 4, **given})
+
+
+@pytest.mark.parametrize(
+    ("targets", "came"), [([0, 1], "list"), ({"a": torch.zeros(2)}, "dict"), (torch.tensor(1), "a scalar")]
+)
+def test_targets_that_cannot_be_cut_are_refused(targets: Any, came: str) -> None:
+    with pytest.raises(TypeError, match=f"`targets` must be a tensor with the examples in .* dimension; got {came}\\."):
+        SelectiveStep(linear(torch.float32), HARDEST, micro_batch=2)(torch.zeros(2, 4), targets)
+
+
+def test_masses_beside_a_sum_are_refused() -> None:
+    step = SelectiveStep(linear(torch.float32), CompoundLoss([HARDEST, HARDEST]), micro_batch=2)
+    with pytest.raises(TypeError, match="`sample_weight` must be None for a CompoundLoss"):
+        step(*data(dtype=torch.float32), sample_weight=torch.ones(16))
 
 
 @pytest.mark.parametrize(

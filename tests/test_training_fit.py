@@ -107,7 +107,7 @@ def test_batch_normalisation_of_one_selected_image_is_answered(config: TrainConf
 
 
 def test_says_before_it_starts_that_skipping_cannot_pay(config: TrainConfig) -> None:
-    with pytest.warns(UserWarning, match="should be at most 0.6 for a selective step to pay; got 0.7"):
+    with pytest.warns(UserWarning, match="should be at most 0.6 for a selective step to save time; got 0.7"):
         fit(replace(config, skip_easy=True, epochs=1))
 
 

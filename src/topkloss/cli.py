@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TextIO
 
 import topkloss
 from topkloss.choose import FRACTIONS
@@ -16,6 +18,7 @@ from topkloss.training.records import RunRecord, TrainConfig
 
 __all__ = ["main"]
 
+_show = warnings.showwarning
 DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
 
 
@@ -29,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 for bad input, or 130 after Ctrl-C, or 141 where nobody reads the output any more.
     """
     arguments = _parser().parse_args(argv)
+    warnings.showwarning = _warn
     try:
         if arguments.command == "train":
             _train(TrainConfig(**{name: getattr(arguments, name) for name in DEFAULTS}))
@@ -89,6 +93,21 @@ def _inspect(arguments: argparse.Namespace) -> None:
     print(text(inspection))
     if arguments.figure is not None:
         print(f"figure: {arguments.figure}")
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of our own is the sentence alone: which line of the program said it helps nobody here."""
+    if Path(filename).is_relative_to(Path(topkloss.__file__).parent):
+        print(f"topkloss: {message}", file=sys.stderr)
+    else:
+        _show(message, category, filename, lineno, file, line)
 
 
 def _sentence(error: Exception) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from topkloss.arguments import check_weights_of_parts
-from topkloss.criterion import Criterion
+from topkloss.arguments import check_beside, check_weights_of_parts
+from topkloss.criterion import Criterion, OfElements
+from topkloss.distributed import ranks_of
 
 __all__ = ["CompoundLoss", "DeepSupervisionLoss"]
 
@@ -40,7 +42,9 @@ class CompoundLoss(nn.Module):
     Reference: the sum of Dice and mined cross-entropy is that of nnU-Net's `DC_and_topk_loss`.
     """
 
-    def __init__(self, criteria: Sequence[Criterion | CompoundLoss], *, weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, criteria: Sequence[OfElements | CompoundLoss], *, weights: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         self.weights = [1.0] * len(criteria) if weights is None else [float(weight) for weight in weights]
         check_weights_of_parts("criteria", len(criteria), self.weights)
@@ -115,7 +119,7 @@ class DeepSupervisionLoss(nn.Module):
     Reference: Lee et al. Deeply-Supervised Nets. AISTATS 2015.
     """
 
-    def __init__(self, criterion: Criterion | CompoundLoss, *, weights: Sequence[float]) -> None:
+    def __init__(self, criterion: OfElements | CompoundLoss, *, weights: Sequence[float]) -> None:
         super().__init__()
         self.weights = [float(weight) for weight in weights]
         check_weights_of_parts("weights", len(self.weights), self.weights)
@@ -133,42 +137,53 @@ class DeepSupervisionLoss(nn.Module):
 
     def select(self, outputs: Sequence[Tensor], targets: Tensor, *, mask: Tensor | None = None) -> list[Any]:
         """What the criterion selected at each scale; None where the weight is 0."""
-        return [given and self.criterion.select(**given) for given in self._scales(outputs, targets, mask)]
+        ranks = ranks_of(parts_of(self)[0].process_group)
+        scales = partial(self._scales, outputs, targets, mask)
+        every = scales() if ranks is None else ranks.together(scales, lambda own: f"{len(own)} scales")
+        return [given and cast(Criterion, self.criterion).select(**given) for given in every]
 
     def elements(self, outputs: Sequence[Tensor], targets: Tensor, *, mask: Tensor | None = None) -> list[Any]:
         """What the criterion ranks at each scale; see `Criterion.elements`."""
-        return [given and self.criterion.elements(**given) for given in self._scales(outputs, targets, mask)]
+        return [
+            given and cast(Criterion, self.criterion).elements(**given)
+            for given in self._scales(outputs, targets, mask)
+        ]
 
     def select_elements(self, elements: Sequence[Any]) -> list[Any]:
         """What the criterion selects at each scale of what `elements` returned."""
-        return [own and self.criterion.select_elements(own) for own in elements]
+        return [own and cast(Criterion, self.criterion).select_elements(own) for own in elements]
 
     def total(self, selections: Sequence[Any]) -> Tensor:
         """The weighted mean, of what `select` returned: to call ``backward()`` on, at no second pass."""
         parts = zip(self.weights, selections, strict=True)
         return sum_of([(weight, self.criterion.total(one)) for weight, one in parts if weight > 0]) / sum(self.weights)
 
-    def _scales(
-        self, outputs: Sequence[Tensor], targets: Tensor, mask: Tensor | None
-    ) -> Iterator[dict[str, Any] | None]:
+    def _scales(self, outputs: Sequence[Tensor], targets: Tensor, mask: Tensor | None) -> list[dict[str, Any] | None]:
         """What the criterion is given at each scale, None where the weight is 0."""
         check_weights_of_parts("outputs", len(outputs), self.weights)
-        finest = math.prod(outputs[0].shape[2:])
-        for weight, scale in zip(self.weights, outputs, strict=True):
-            yield (
-                None
-                if weight == 0
-                else {
-                    "outputs": scale,
-                    "targets": _at_scale(targets, scale),
-                    "mask": None if mask is None else _at_scale(mask, scale),
-                    "scale": math.prod(scale.shape[2:]) / max(finest, 1),
-                }
-            )
+        check_beside("targets", targets, mask=mask)
+        finest = max(math.prod(outputs[0].shape[2:]), 1)
+
+        def given(scale: Tensor) -> dict[str, Any]:
+            own_mask = None if mask is None else _at_scale(mask, scale)
+            relative = math.prod(scale.shape[2:]) / finest
+            return {"outputs": scale, "targets": _at_scale(targets, scale), "mask": own_mask, "scale": relative}
+
+        return [given(scale) if weight > 0 else None for weight, scale in zip(self.weights, outputs, strict=True)]
 
     def extra_repr(self) -> str:
         """Parameters as they were given."""
         return f"weights={self.weights}"
+
+
+def parts_of(criterion: nn.Module) -> list[OfElements]:
+    """The criteria that are computed: itself, or those of a sum whose weight is above 0."""
+    if isinstance(criterion, CompoundLoss):
+        return [part for one in criterion._computed() if one is not None for part in parts_of(one)]
+    if isinstance(criterion, DeepSupervisionLoss):
+        return parts_of(criterion.criterion)
+    assert isinstance(criterion, OfElements)
+    return [criterion]
 
 
 def sum_of(parts: Sequence[tuple[float, Tensor]]) -> Tensor:

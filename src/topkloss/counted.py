@@ -117,17 +117,21 @@ def count_together(
     if ranks is None:
         elements, _, counted = alone()
         return elements, counted
-    elements, groups, counted = ranks.together(
-        alone, lambda done: f"{request(done[0])} of {done[0].losses.dtype}{'' if done[1] is None else ' in groups'}"
-    )
+
+    def asked(done: tuple[Elements, Tensor | None, Counted]) -> str:
+        elements, groups, counted = done
+        scores = "" if elements.scores is None else f" ranked by scores of {counted.scores.dtype}"
+        return f"{request(elements)} of {elements.losses.dtype}{scores}{'' if groups is None else ' in groups'}"
+
+    elements, groups, counted = ranks.together(alone, asked)
     return elements, over_ranks(counted, groups, ranks)
 
 
 def over_ranks(counted: Counted, groups: Tensor | None, ranks: Ranks) -> Counted:
     """The same among what counts on all processes; what was counted without groups gets them here."""
     at = SharedPlaces(counted.scores, counted.mask, counted.mass, groups, ranks)
-    poisoned, omitted = ranks.sum(torch.stack([counted.poisoned.long(), counted.omitted]))
-    return counted._replace(total=at.total, places=at, poisoned=poisoned > 0, omitted=omitted, ranks=ranks)
+    poisoned = ranks.max(counted.poisoned.long()) > 0
+    return counted._replace(total=at.total, places=at, poisoned=poisoned, ranks=ranks)
 
 
 def _uncounted_last(scores: Tensor, mask: Tensor) -> Tensor:

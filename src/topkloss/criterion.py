@@ -17,8 +17,8 @@ from topkloss.arguments import (
     check_word,
 )
 from topkloss.counted import Counted, Prepare, count_together
-from topkloss.distributed import ProcessGroup, Ranks, ranks_of
-from topkloss.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, cross_entropy_elements
+from topkloss.distributed import ProcessGroup, Ranks, check_process_group, ranks_of
+from topkloss.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, cross_entropy_elements, scaled
 from topkloss.selection import Selection, ranked_weights, selection_of, value_of
 
 __all__ = ["AverageRankedRangeLoss", "AverageTopKCrossEntropyLoss", "AverageTopKLoss"]
@@ -59,6 +59,7 @@ class OfElements(nn.Module):
         super().__init__()
         check_word("level", level, "element", "sample", way_out='To rank single losses pass "element".')
         check_nan_policy(nan_policy)
+        check_process_group(process_group)
         self.loss = loss
         self.level = level
         self.nan_policy: NanPolicy = nan_policy
@@ -107,12 +108,13 @@ class OfElements(nn.Module):
         """What is ranked by; None = the losses."""
         return elements.scores
 
-    def _count(self, prepare: Prepare) -> tuple[Elements, Counted]:
+    def _count(self, prepare: Prepare, method: str) -> tuple[Elements, Counted]:
         """The elements, and how they count; see `count_together`."""
 
         def request(elements: Elements) -> str:
             scale = "" if elements.scale == 1.0 else f" at the scale {elements.scale:g}"
-            return f'{type(self).__name__}({self.extra_repr()}, nan_policy="{self.nan_policy}"){scale}'
+            loss = f", loss={self.loss}" if isinstance(self.loss, ElementLoss) else ""
+            return f'{type(self).__name__}({self.extra_repr()}, nan_policy="{self.nan_policy}"{loss}).{method}{scale}'
 
         return count_together(prepare, ranks_of(self.process_group), request=request, nan_policy=self.nan_policy)
 
@@ -175,7 +177,7 @@ class Criterion(OfElements):
             See `average_top_k`.
         """
         given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores}
-        elements, counted = self._counted(lambda: self.elements(outputs, targets, **given), groups)
+        elements, counted = self._counted(lambda: self.elements(outputs, targets, **given), groups, "forward")
         return value_of(counted, self._weights(counted, elements.scale)[0], elements.losses)
 
     def select(
@@ -203,21 +205,23 @@ class Criterion(OfElements):
         return self._selection(lambda: elements, groups)
 
     def _selection(self, elements: Callable[[], Elements], groups: Tensor | None) -> Selection:
-        made, counted = self._counted(elements, groups)
+        made, counted = self._counted(elements, groups, "select")
         return selection_of(counted, made.losses, *self._weights(counted, made.scale))
 
     def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
         """The rule: weights, and the lowest score chosen."""
         raise NotImplementedError
 
-    def _counted(self, elements: Callable[[], Elements], groups: Tensor | None) -> tuple[Elements, Counted]:
+    def _counted(
+        self, elements: Callable[[], Elements], groups: Tensor | None, method: str
+    ) -> tuple[Elements, Counted]:
         """What is ranked, and how it counts in its groups."""
 
         def prepare(ranks: Ranks | None) -> tuple[Elements, Tensor | None]:
             made = elements()
             return made, self._groups(made, groups, ranks)
 
-        return self._count(prepare)
+        return self._count(prepare, method)
 
     def _groups(self, elements: Elements, groups: Tensor | None, ranks: Ranks | None) -> Tensor | None:
         """Among what each element is ranked; None = all."""
@@ -364,8 +368,3 @@ class AverageTopKCrossEntropyLoss(AverageTopKLoss):
             mask=mask,
             sample_weight=mass,
         )
-
-
-def scaled(count: float | None, scale: float) -> float | None:
-    """What is asked as a count, at another resolution."""
-    return count if count is None or scale == 1.0 else count * scale

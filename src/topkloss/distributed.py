@@ -44,9 +44,27 @@ class World:
     def __repr__(self) -> str:
         return "WORLD"
 
+    def __reduce__(self) -> str:
+        return "WORLD"  # copied or pickled it is the same one
+
 
 WORLD = World()
 ProcessGroup: TypeAlias = "dist.ProcessGroup | DeviceMesh | World"
+
+
+def check_process_group(process_group: Any) -> None:
+    """What may be ranked with."""
+    is_group = isinstance(process_group, World) or (
+        dist.is_available() and isinstance(process_group, dist.ProcessGroup)
+    )
+    is_line = isinstance(process_group, DeviceMesh) and process_group.ndim == 1
+    if not (process_group is None or is_group or is_line):
+        is_mesh = isinstance(process_group, DeviceMesh)
+        came = f"a mesh of {process_group.ndim} dimensions" if is_mesh else repr(process_group)
+        raise TypeError(
+            f"`process_group` must be WORLD, a process group or a mesh of one dimension; got {came}. "
+            'Of a larger mesh pass one dimension, mesh["dp"].'
+        )
 
 
 def ranks_of(process_group: Any) -> Ranks | None:
@@ -117,7 +135,7 @@ class Ranks:
     def _agree(self, sentence: str, *, failed: bool) -> None:
         """Raises on every process unless all say the same."""
         device = self.device_of_words()
-        text = sentence.encode()[:SENTENCE]
+        text = sentence.encode(errors="replace")[:SENTENCE]
         words = torch.zeros(SENTENCE, dtype=torch.uint8, device=device)
         words[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device) if text else 0
         number = int.from_bytes(text, "little") % (2**61 - 1)
@@ -161,10 +179,11 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
+            reason = str(error).partition("\n")[0].rstrip(". ")
             raise DistributedError(
-                f"the {self.size} ranks of `process_group` must all take part; got an answer from too few of them: "
-                f"{str(error).splitlines()[0]} Another rank has failed, ended or lags behind the time-out of the "
-                "group: see its output, or make the group with a longer timeout=."
+                f"the {self.size} ranks of `process_group` must all take part; got no answer from all of them: "
+                f"{reason}. Either another rank has failed, ended or lags behind the time-out of the group: see its "
+                "output, or make the group with a longer timeout=. Or its backend does not serve this device."
             ) from error
 
 
@@ -244,7 +263,8 @@ class SharedPlaces:
         begin, end = self._cuts(start), self._cuts(start + length)
         until = self._before(end, _share(length - (end.above - start).clamp(min=0), end.tied))
         since = torch.where(begin.score == end.score, 0, _share(start - begin.above, begin.tied))
-        return torch.minimum(until, 1 - self._before(begin, since))
+        between = torch.minimum(until, 1 - self._before(begin, since))
+        return between.masked_fill(between <= self.slack, 0)  # what rounding leaves of an element is none of it
 
     def _own_sum(self, values: Tensor) -> Tensor:
         if self.group is None:
@@ -279,8 +299,8 @@ class SharedPlaces:
             reached = above.unsqueeze(1) + held.flip(1).cumsum(1).flip(1)
             enough = (reached >= need.unsqueeze(1)) & (reached > above.unsqueeze(1))
             found = (enough.sum(1) - 1).clamp(min=0)
-            tied = held.gather(1, found.unsqueeze(1)).squeeze(1)
-            above = reached.gather(1, found.unsqueeze(1)).squeeze(1) - tied
+            higher = torch.cat([reached[:, 1:], above.unsqueeze(1)], 1)  # never a difference: it would cancel
+            above, tied = (one.gather(1, found.unsqueeze(1)).squeeze(1) for one in (higher, held))
             prefix = found - 2 ** (bits - 1) if first else (prefix << bits) + found
             inside = digit == (found if group is None else found[group])
             if values_are_readable(key):

@@ -219,6 +219,11 @@ def cross_entropy_elements(
     return Elements(losses, counts, mass, scores, targets)
 
 
+def scaled(count: float | None, scale: float) -> float | None:
+    """What is asked as a count, at another resolution."""
+    return count if count is None or scale == 1.0 else count * scale
+
+
 def _class_mass(targets: Tensor, weight: Tensor) -> Tensor:
     """The class weight of each target, float64; 1 where the target is no class, which the loss then reports."""
     legal = (targets >= 0) & (targets < weight.numel())

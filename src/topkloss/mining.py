@@ -8,9 +8,9 @@ from torch import Tensor
 
 from topkloss.arguments import NanPolicy, check_floor, check_positives, check_ratio
 from topkloss.counted import Counted
-from topkloss.criterion import Criterion, Level, Within, scaled
+from topkloss.criterion import Criterion, Level, Within
 from topkloss.distributed import ProcessGroup
-from topkloss.elements import Elements, IndividualLoss
+from topkloss.elements import Elements, IndividualLoss, scaled
 from topkloss.selection import hard_negative_weights, positives_first, weights_above
 
 __all__ = ["HardNegativeLoss", "OHEMLoss"]

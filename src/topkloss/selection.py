@@ -37,6 +37,8 @@ LEAST, LEAST_BEHIND_DROPPED = 1e-30, 1e-11
 class Selection:
     """What a selection took: everything that a monitor reads. Only `value` carries a gradient.
 
+    Among several processes, what is shaped like the losses, and `omitted`, are this process's part of it.
+
     Attributes:
         value: Scalar, the sum of weights times losses: the aggregate itself, to call ``backward()`` on.
         average: Scalar, the plain mean of the counted losses: what `value` is to be watched beside.

@@ -12,14 +12,15 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from topkloss.arguments import check_tensors
-from topkloss.compound import CompoundLoss, DeepSupervisionLoss
+from topkloss.batches import Batch, Inputs, batch_of, pieces
+from topkloss.compound import CompoundLoss, DeepSupervisionLoss, parts_of
 from topkloss.criterion import Criterion, OfElements
 from topkloss.distributed import Ranks, Work, ranks_of
 from topkloss.elements import Elements
@@ -29,14 +30,13 @@ from topkloss.tensors import computing_dtype
 
 __all__ = ["SelectiveStep", "Stepped"]
 
-Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 Selecting: TypeAlias = Criterion | DualAverageTopKLoss | CompoundLoss | DeepSupervisionLoss
 
 # Above this share there is nothing to win: a forward pass costs 1, a backward pass 2, and all is ranked first.
 MOST_THAT_PAYS = 0.6
 
-# These gather the parameters in every forward pass, so all processes would need the same number of micro-batches.
-SHARDED = ("FSDPModule", "FullyShardedDataParallel")
+# These talk to the other processes in every forward pass, so all would need the same number of micro-batches.
+TALKING = ("FSDPModule", "FullyShardedDataParallel", "SyncBatchNorm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,8 @@ class SelectiveStep:
 
     Every micro-batch is ranked without gradient; the examples that have any weight then go forward and backward. The
     gradient is that of the whole batch where the model treats each example by itself: not under ``BatchNorm`` in
-    training, and up to the draw under dropout. Ranking leaves no trace in the model's buffers nor in random states.
+    training, and up to the draw under dropout. Ranking leaves no trace in the model's buffers nor in torch's random
+    state.
 
     A batch of one micro-batch of which a `fraction` above 60 % is selected is not ranked first: a plain step is sooner.
 
@@ -77,7 +78,8 @@ class SelectiveStep:
 
     Args:
         model: Called as ``model(inputs)``, ``model(*inputs)`` or ``model(**inputs)``; its outputs have the examples in
-            the first dimension. Sharded models (``fully_shard``) are refused.
+            the first dimension. In several processes the ``DistributedDataParallel`` itself, without ``static_graph``;
+            what talks in its forward pass, ``fully_shard`` and ``SyncBatchNorm``, is refused.
         criterion: Any of this package; its losses have the examples in the first dimension. An example is selected if
             any of its elements is.
         micro_batch: Most examples in one pass, >= 1.
@@ -154,10 +156,15 @@ class SelectiveStep:
                 dimension, here and below; anything else is handed on as it is.
             targets, mask, sample_weight: See ``criterion.forward``.
         """
+        if sample_weight is not None and not isinstance(self.criterion, OfElements):
+            raise TypeError(
+                f"`sample_weight` must be None for a {type(self.criterion).__name__}, whose parts differ in shape; got "
+                "a tensor. Pass a mask, or one criterion."
+            )
         skips = self.start <= self.steps and (self.end is None or self.steps < self.end)
         full = not skips or (self.full_every > 0 and (self.steps + 1) % self.full_every == 0)
-        ranks = ranks_of(_parts(self.criterion)[0].process_group)
-        batch = _together(ranks, lambda: _batch(inputs, targets, mask, sample_weight))
+        ranks = ranks_of(parts_of(self.criterion)[0].process_group)
+        batch = _together(ranks, lambda: batch_of(inputs, targets, mask, sample_weight))
         plain = len(targets) <= self.micro_batch and (full or _asked(self.criterion) > MOST_THAT_PAYS)
         if ranks is not None:  # all take the same way, for DistributedDataParallel talks in its forward pass too
             plain = not ranks.max(torch.tensor([not plain], dtype=torch.int64, device=ranks.device_of_words())).item()
@@ -193,19 +200,19 @@ class SelectiveStep:
             setattr(self, name, int(number))
 
     @torch.no_grad()
-    def _rank(self, batch: _Batch) -> Any:
+    def _rank(self, batch: Batch) -> Any:
         """The elements of the whole batch."""
         model = self.model if self._parallel is None else self._parallel.module
-        device, dtype = batch.device, self.ranking_dtype
+        device, dtype = next(self.model.parameters(), batch.targets).device, self.ranking_dtype
         if dtype is None and torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         # without the cache: parameters that were cast here have no gradient, and must not be met again
         autocast = torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
         with _untouched(model, device), autocast:
-            parts = [self._elements(model, batch, piece) for piece in _pieces(len(batch.targets), self.micro_batch)]
+            parts = [self._elements(model, batch, one) for one in pieces(len(batch.targets), self.micro_batch)]
         return _joined(parts)
 
-    def _elements(self, model: nn.Module, batch: _Batch, rows: slice | Tensor = slice(None)) -> Any:
+    def _elements(self, model: nn.Module, batch: Batch, rows: slice | Tensor = slice(None)) -> Any:
         """The elements of these examples."""
         some = batch.of(rows)
         beside = {"mask": some.mask, "sample_weight": some.sample_weight}
@@ -220,14 +227,14 @@ class SelectiveStep:
                 )
         return elements
 
-    def _plain(self, batch: _Batch, elements: Any) -> Stepped:
+    def _plain(self, batch: Batch, elements: Any) -> Stepped:
         """Backward of the whole batch, whose elements were computed with gradient."""
         selection = self.criterion.select_elements(elements)
         loss = self.criterion.total(selection)
-        self._backward(loss, batch)
+        self._backward(loss)
         return Stepped(loss.detach(), _mapped(_without_gradient, selection), len(batch.targets), len(batch.targets))
 
-    def _selective(self, batch: _Batch, elements: Any, full: bool) -> Stepped:
+    def _selective(self, batch: Batch, elements: Any, full: bool) -> Stepped:
         """Forward and backward of what has weight among the whole batch, or of all; in micro-batches."""
         with torch.enable_grad():
             elements = _mapped(_as_leaf, elements)
@@ -244,55 +251,20 @@ class SelectiveStep:
         stepped = Stepped(loss.detach(), _mapped(_without_gradient, selection), len(batch.targets), len(rows))
         if len(rows) == 0:  # still one, of weight 0: gradients are then 0, not None, and no other process waits
             rows = torch.arange(min(1, len(batch.targets)), device=rows.device)
-        pieces = _pieces(len(rows), self.micro_batch)
-        for number, piece in enumerate(pieces, start=1):
-            last = number == len(pieces)
+        stretches = pieces(len(rows), self.micro_batch)
+        for number, piece in enumerate(stretches, start=1):
+            last = number == len(stretches)
             taken = piece if len(rows) == len(batch.targets) else rows[piece]
             # with others, the gradients are averaged in the last micro-batch only
             with self._parallel.no_sync() if self._parallel and not last else contextlib.nullcontext():
                 parts = zip(weights, _leaves(self._elements(self.model, batch, taken)), strict=True)
                 values = [weighted_sum(weight[taken], one.losses) for weight, one in parts]
-                self._backward(sum(values[1:], values[0]) + (pull if last else 0), batch)
+                self._backward(sum(values[1:], values[0]) + (pull if last else 0))
         return stepped
 
-    def _backward(self, loss: Tensor, batch: _Batch) -> None:
-        with torch.autocast(batch.device.type, enabled=False):  # torch advises against a backward pass under it
+    def _backward(self, loss: Tensor) -> None:
+        with torch.autocast(loss.device.type, enabled=False):  # torch advises against a backward pass under it
             self.backward(loss)
-
-
-class _Batch(NamedTuple):
-    """What a step is called with; every tensor has the examples in the first dimension."""
-
-    device: torch.device
-    arguments: list[Any]
-    named: dict[str, Any]
-    targets: Tensor
-    mask: Tensor | None
-    sample_weight: Tensor | None
-
-    def of(self, rows: slice | Tensor) -> _Batch:
-        """The same of some examples."""
-
-        def some(one: Any) -> Any:
-            return one[rows] if isinstance(one, Tensor) else one
-
-        named = {name: some(one) for name, one in self.named.items()}
-        return _Batch(self.device, [some(one) for one in self.arguments], named, *(some(one) for one in self[3:]))
-
-
-def _batch(inputs: Inputs, targets: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> _Batch:
-    """The same, with as many examples in every tensor."""
-    named = dict(inputs) if isinstance(inputs, Mapping) else {}
-    arguments = [inputs] if isinstance(inputs, Tensor) else [] if named else list(inputs)
-    every = {f"inputs[{number}]": one for number, one in enumerate(arguments)} | named
-    for name, one in (every | {"mask": mask, "sample_weight": sample_weight}).items():
-        if isinstance(one, Tensor) and (one.dim() == 0 or len(one) != len(targets)):
-            raise ValueError(
-                f"`{name}` and `targets` must have as many examples, in the first dimension; got {tuple(one.shape)} "
-                f"and {tuple(targets.shape)}. What all examples share belongs into the model."
-            )
-    device = next((one.device for one in every.values() if isinstance(one, Tensor)), targets.device)
-    return _Batch(device, arguments, named, targets, mask, sample_weight)
 
 
 def _together(ranks: Ranks | None, work: Callable[[], Work]) -> Work:
@@ -341,12 +313,6 @@ def _work(ranked: float, backpropagated: float) -> float:
     return (ranked + 3 * backpropagated) / 3
 
 
-def _pieces(examples: int, most: int) -> list[slice]:
-    """As few stretches as hold so many examples, of nearly the same length; at least one."""
-    number = max(1, -(-examples // most))
-    return [slice(examples * i // number, examples * (i + 1) // number) for i in range(number)]
-
-
 @contextlib.contextmanager
 def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
     """What runs inside sees copies of the model's buffers, and leaves no trace in the random state."""
@@ -360,32 +326,43 @@ def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
             yield
         finally:
             for buffers, kept in originals:
-                buffers.update(kept)
-
-
-def _parts(criterion: nn.Module) -> list[OfElements]:
-    return [part for part in criterion.modules() if isinstance(part, OfElements)]
+                for name in set(buffers.keys()) - kept.keys():
+                    del buffers[name]
+                for name, one in kept.items():
+                    buffers[name] = one
 
 
 def _asked(criterion: nn.Module) -> float:
-    """The largest fraction that is asked; 0 where none is."""
-    return max(getattr(part, "fraction", None) or 0.0 for part in _parts(criterion))
+    """The largest share that is asked, 0 where none is; a rounded corner gives every element some weight."""
+    parts = parts_of(criterion)
+    return max(1.0 if getattr(one, "smoothing", 0.0) else getattr(one, "fraction", None) or 0.0 for one in parts)
 
 
 def _check(model: nn.Module, criterion: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be an nn.Module; got {type(model).__name__}. Wrap a function in a module.")
-    if any(kind.__name__ in SHARDED for module in model.modules() for kind in type(module).__mro__):
-        raise ValueError(
-            f"`model` must not be sharded; got {type(model).__name__}, whose forward pass all processes must run "
-            "equally often. Wrap it in DistributedDataParallel instead."
-        )
+    for module in model.modules():
+        if any(kind.__name__ in TALKING for kind in type(module).__mro__):
+            raise ValueError(
+                "`model` must have no layer that talks to other processes in its forward pass; got "
+                f"{type(module).__name__}. Wrap a model without it in DistributedDataParallel; normalise by groups."
+            )
+        if isinstance(module, DistributedDataParallel) and module is not getattr(model, "_orig_mod", model):
+            raise ValueError(
+                f"`model` must be the DistributedDataParallel itself; got {type(model).__name__}, which holds one. "
+                "Pass what is inside."
+            )
+        if getattr(module, "static_graph", False):
+            raise ValueError(
+                "`model` must be wrapped without static_graph; got a DistributedDataParallel with static_graph=True. "
+                "Micro-batches change the graph: leave it out."
+            )
     if not isinstance(criterion, Selecting):
         raise TypeError(
             f"`criterion` must be one of topkloss, like AverageTopKLoss; got {type(criterion).__name__}. For a plain "
             "mean pass AverageTopKLoss(loss, fraction=1)."
         )
-    groups = [part.process_group for part in _parts(criterion)]
+    groups = [part.process_group for part in parts_of(criterion)]
     if any(group is not groups[0] for group in groups):
         raise ValueError(
             "`criterion` must rank everything with the same processes; got parts with different process_group=. "

@@ -175,32 +175,36 @@ class DualAverageTopKLoss(OfElements):
     ) -> Tensor:
         """The value at the threshold of now; see `Criterion.forward`."""
         elements = partial(self.elements, outputs, targets, mask=mask, sample_weight=sample_weight)
-        (losses, *_), counted = self._count(lambda _: (elements(), None))
+        (losses, *_), counted = self._count(lambda _: (elements(), None), "forward")
         return _seen_from(counted, losses, self.threshold, self.fraction, self.smoothing)
 
     def select(
-        self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        *,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        scale: float = 1.0,
     ) -> Selection:
         """The same with all that a monitor reads; see `Criterion.select`.
 
         Returns:
-            A `Selection`: `threshold` is the learned one, `kept` is what lies above it, and `weights` are the gradient
-            of `value` in the losses; their sum comes to 1 as the threshold settles.
+            A `Selection`: `threshold` is the learned one, and `weights` are the gradient of `value` in the losses,
+            whose sum comes to 1 as the threshold settles; with `smoothing` none of them is 0, so all are `kept`.
         """
-        return self._selection(lambda: self.elements(outputs, targets, mask=mask, sample_weight=sample_weight))
+        elements = partial(self.elements, outputs, targets, mask=mask, sample_weight=sample_weight, scale=scale)
+        return self._selection(elements)
 
     def select_elements(self, elements: Elements) -> Selection:
         """See `Criterion.select_elements`."""
         return self._selection(lambda: elements)
 
     def _selection(self, elements: Callable[[], Elements]) -> Selection:
-        made, counted = self._count(lambda _: (elements(), None))
-        losses = made.losses.detach().to(counted.dtype).requires_grad_()
-        with torch.enable_grad():
-            excess = _excess(counted, losses, self.threshold.detach(), self.fraction, self.smoothing)
-            (weights,) = torch.autograd.grad(excess, losses)
+        (losses, *_), counted = self._count(lambda _: (elements(), None), "select")
+        weights = _weights(counted, losses.detach(), self.threshold.detach(), self.fraction, self.smoothing)
         return Selection(
-            value=_seen_from(counted, made.losses, self.threshold, self.fraction, self.smoothing),
+            value=_seen_from(counted, losses, self.threshold, self.fraction, self.smoothing),
             average=value_of(counted, even_weights(counted), losses.detach()),
             threshold=self.threshold.detach().to(counted.dtype),
             weights=weights,
@@ -217,12 +221,10 @@ def _seen_from(counted: Counted, losses: Tensor, threshold: Tensor, fraction: fl
     if counted.ranks is None:
         return shift + _excess(counted, losses, threshold, fraction, smoothing)
     # the threshold is the criterion's own: nobody averages its gradient over the processes
-    fixed = threshold.detach().requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(_excess(counted, losses.detach(), fixed, fraction, smoothing), fixed)
-    pull = counted.ranks.sum(slope) * (threshold - threshold.detach())
-    excess = counted.ranks.total(_excess(counted, losses, threshold.detach(), fraction, smoothing))
-    return shift + excess + pull
+    fixed = threshold.detach()
+    slope = counted.ranks.sum(_weights(counted, losses.detach(), fixed, fraction, smoothing).sum())
+    excess = counted.ranks.total(_excess(counted, losses, fixed, fraction, smoothing))
+    return shift + excess - slope * (threshold - fixed)
 
 
 def _excess(counted: Counted, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
@@ -231,6 +233,19 @@ def _excess(counted: Counted, losses: Tensor, threshold: Tensor, fraction: float
     above = _positive_part(losses - threshold.to(counted.dtype), smoothing)
     above = torch.where(counted.poisoned, losses, above)  # below the threshold a NaN shows as well
     return weighted_sum(even_weights(counted), above) / fraction
+
+
+def _weights(counted: Counted, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
+    """The gradient of that in the losses; what its gradient in the threshold is the negative sum of."""
+    x = losses.to(counted.dtype) - threshold.to(counted.dtype)
+    slope = (x > 0).to(x.dtype)
+    if smoothing > 0:
+        near = torch.where(x.abs() < WIDE * smoothing, x, 0)
+        root = (near.square() + smoothing**2).sqrt()
+        rounded = torch.where(near > 0, 1 + near / root, smoothing**2 / (root * (root - near.clamp(max=0)))) / 2
+        slope = torch.where(x.abs() < WIDE * smoothing, rounded, slope)
+    even = even_weights(counted)
+    return torch.where(even == 0, 0, even * slope / fraction)
 
 
 def _positive_part(x: Tensor, smoothing: float) -> Tensor:
