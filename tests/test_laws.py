@@ -109,6 +109,10 @@ def test_every_public_aggregate_and_criterion_is_on_trial() -> None:
     assert aggregates < set(topkloss.__all__)
 
 
+def test_a_thorough_run_draws_a_hundred_thousand_batches() -> None:
+    assert len(OBEYED) * settings.get_profile("thorough").max_examples >= 100_000
+
+
 def test_only_known_laws_are_omitted() -> None:
     assert {omission.law for omissions in OMISSIONS.values() for omission in omissions} <= set(LAWS)
     assert set(OMISSIONS) <= {subject.name for subject in SUBJECTS}
