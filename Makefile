@@ -82,6 +82,8 @@ bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.average_top_k
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.selective
+	$(BIN)/python -m benchmarks.accumulation
+	$(BIN)/python -m benchmarks.skipping
 
 clean:
 	rm -rf .venv $(OLDEST) demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -541,7 +541,7 @@ MINING: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "within and groups",
         lambda: AverageTopKLoss(torch.sub, k=1, within="sample")(LOSSES, LOSSES, groups=torch.tensor([0, 1, 2])),
         ValueError,
-        '`groups` must not be given beside within="sample"; got both. Leave one of them out.',
+        '`groups` must not be given beside within="sample"; got both. Leave one out.',
     ),
     (
         "classes of real numbers",
