@@ -6,9 +6,12 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
 
 from tests.pictures import LABELS, write_pictures
 from topkloss import AverageTopKCrossEntropyLoss
@@ -32,13 +35,14 @@ def beside(config: TrainConfig) -> set[str]:
     return {path.name for path in config.folder.parent.iterdir()}
 
 
-def test_a_run_is_a_folder_of_four_files(config: TrainConfig) -> None:
+def test_a_run_is_a_folder_of_five_files(config: TrainConfig) -> None:
     record = fit(config)
     assert {path.name for path in config.folder.iterdir()} == {
-        "config.json",
+        "config.yaml",
         "last.ckpt",
         "metrics.csv",
         "metrics.json",
+        "model.safetensors",
     }
     assert beside(config) == {"data", "run"}
     assert RunRecord.read(config.folder) == record
@@ -52,6 +56,20 @@ def test_a_run_is_a_folder_of_four_files(config: TrainConfig) -> None:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[-1]["accuracy"]) == figures["accuracy"]
+    assert 0 <= figures["time"]["waiting"] <= 1
+    assert figures["time"]["criterion"] > 0
+    assert sum(figures["gradient"].values()) == pytest.approx(1, abs=1e-6)
+    assert record.last.kept == pytest.approx(21 / 27)  # 6.3 of 9: the seventh in part
+    assert record.last.fraction == 0.7
+
+
+def test_the_weights_are_the_models_under_timms_names(config: TrainConfig) -> None:
+    fit(config)
+    weights = load_file(config.folder / "model.safetensors")
+    model = timm.create_model("test_resnet", num_classes=3)
+    model.load_state_dict(weights)
+    checkpoint = torch.load(config.folder / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[name], checkpoint[f"model.{name}"]) for name in weights)
 
 
 def test_it_learns(config: TrainConfig) -> None:
@@ -107,7 +125,7 @@ def test_batch_normalisation_of_one_selected_image_is_answered(config: TrainConf
 
 
 def test_says_before_it_starts_that_skipping_cannot_pay(config: TrainConfig) -> None:
-    with pytest.warns(UserWarning, match="should be at most 0.6 for a selective step to pay; got 0.7"):
+    with pytest.warns(UserWarning, match="should be at most 0.6 for a selective step to save time; got 0.7"):
         fit(replace(config, skip_easy=True, epochs=1))
 
 
@@ -204,28 +222,13 @@ def test_another_run_is_never_overwritten(config: TrainConfig) -> None:
     assert [path.name for path in config.folder.iterdir()] == ["precious"]
 
 
-def test_a_run_that_lost_its_place_is_kept(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody else wrote to the folder meanwhile: nothing is overwritten, nothing is lost."""
-    write = RunRecord.write
-
-    def meanwhile(record: RunRecord, folder: Path) -> None:
-        write(record, folder)
-        config.folder.mkdir()
-        (config.folder / "theirs").touch()
-
-    monkeypatch.setattr(RunRecord, "write", meanwhile)
-    with pytest.raises(InputError, match=r"which appeared meanwhile\. The run is in .*\.run-") as caught:
-        fit(config)
-    assert [path.name for path in config.folder.iterdir()] == ["theirs"]
-    kept = Path(str(caught.value).rpartition(" ")[2].rstrip("."))
-    assert RunRecord.read(kept).config.model == config.model
-
-
 def test_divergence_is_said(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverged(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return logits.sum() * float("nan")
+    elements = AverageTopKCrossEntropyLoss.elements
 
-    monkeypatch.setattr(AverageTopKCrossEntropyLoss, "forward", lambda self, logits, labels: diverged(logits, labels))
+    def diverged(self: AverageTopKCrossEntropyLoss, logits: torch.Tensor, labels: torch.Tensor, **rest: Any) -> Any:
+        return elements(self, logits * float("nan"), labels, **rest)
+
+    monkeypatch.setattr(AverageTopKCrossEntropyLoss, "elements", diverged)
     with pytest.raises(InputError) as caught:
         fit(config)
     assert str(caught.value) == (
@@ -258,19 +261,11 @@ def test_a_folder_that_cannot_be_made_is_said(config: TrainConfig) -> None:
         fit(replace(config, out=f"{config.csv}/run"))
 
 
-def test_top_k_in_several_processes_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError) as caught:
-        fit(config)
-    assert str(caught.value) == (
-        "`--loss top-k` must run in one process: each would rank its own share of the batch; got 2 processes. "
-        "Start it without torchrun, or pass --loss average."
-    )
-
-
 def test_the_default_folder_says_what_was_asked() -> None:
     assert TrainConfig().folder == Path("runs/digits-top-k-0.7-seed0")
     assert TrainConfig(loss="average", csv="some/birds.csv", seed=3).folder == Path("runs/birds-average-seed3")
+    assert TrainConfig(loss="ranked-range").folder == Path("runs/digits-ranked-range-0.7-0.1-seed0")
+    assert TrainConfig(loss="ohem", threshold=0.5).folder == Path("runs/digits-ohem-0.5-seed0")
 
 
 @pytest.mark.slow
