@@ -43,7 +43,8 @@ class Monitor:
 
     Args:
         classes: How many classes to tell apart; 0 = none.
-        process_group: That of the criterion: `compute`, to be called on each process, then adds up all of them.
+        process_group: That of the criterion: what all of them did is then added up, so each
+            calls `update` for every batch, and `compute`.
 
     Example:
         >>> from topkloss import AverageTopKCrossEntropyLoss
@@ -78,8 +79,8 @@ class Monitor:
         """
         mass, kept = selection.mass, selection.mass * selection.kept
         total = mass.sum()
-        # the threshold is that of all processes, of which this one may have counted nothing
-        counts = ((total > 0) | (selection.threshold != -torch.inf)).double()
+        ranks = ranks_of(self.process_group)
+        counts = ((total if ranks is None else ranks.sum(total)) > 0).double()  # of all, if nothing of this process
         average = torch.where(total > 0, selection.average.double() * total, 0)
         batch = [
             counts,
