@@ -230,6 +230,9 @@ def test_another_run_is_never_overwritten(config: TrainConfig) -> None:
     with pytest.raises(InputError, match=r"^`--out` must be a new or empty folder; got .*, which exists\."):
         fit(config)
     assert [path.name for path in config.folder.iterdir()] == ["precious"]
+    (config.folder / "config.yaml").touch()
+    with pytest.raises(InputError, match=r"which exists\. Pass another, or --resume .*run\.$"):
+        fit(config)
 
 
 def test_divergence_is_said(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.pictures import write_pictures
 from topkloss.cli import main
@@ -26,6 +27,7 @@ from topkloss.training.callbacks import Lines, is_over
 from topkloss.training.checkpoints import load
 from topkloss.training.errors import InputError
 from topkloss.training.fit import fit, resume
+from topkloss.training.models import create_model
 from topkloss.training.records import EpochRecord, RunRecord, TrainConfig
 
 
@@ -84,7 +86,26 @@ def test_resumed_is_uninterrupted_bit_for_bit(
     assert RunRecord.read(parted.folder) == again
 
 
-def test_the_numbers_of_workers_and_moments_do_not_matter(config: TrainConfig, tmp_path: Path) -> None:
+def test_dropout_draws_what_it_would_have_drawn(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of the process before an epoch does not matter; timm's models have no dropout by themselves."""
+
+    def dropping(*arguments: Any, **rest: Any) -> Any:
+        model: Any = create_model(*arguments, **rest)
+        model.head.drop.p = 0.5
+        return model
+
+    monkeypatch.setattr("topkloss.training.fit.create_model", dropping)
+    whole = replace(config, out=str(tmp_path / "whole"))
+    fit(whole)
+    fit_one_epoch(config, monkeypatch)
+    torch.rand(7)
+    resume(config.folder)
+    assert results(config.folder) == results(whole.folder)
+
+
+def test_the_number_of_workers_does_not_matter(config: TrainConfig, tmp_path: Path) -> None:
     """What is drawn depends on seed, epoch and place alone."""
     drawn = replace(config, augment="strong", epochs=2)
     fit(drawn)

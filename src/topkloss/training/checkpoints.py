@@ -100,7 +100,8 @@ def created(folder: Path) -> Path:
     folder = folder.absolute()
     try:
         if folder.exists() and not (folder.is_dir() and not list(_of_others(folder))):
-            raise InputError(f"`--out` must be a new or empty folder; got {folder}, which exists. Pass another.")
+            way_out = f"Pass another, or --resume {folder}" if (folder / "config.yaml").exists() else "Pass another"
+            raise InputError(f"`--out` must be a new or empty folder; got {folder}, which exists. {way_out}.")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(

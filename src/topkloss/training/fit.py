@@ -164,15 +164,18 @@ def _trained(run: Run, folder: Path, checkpoint: dict[str, Any] | None) -> RunRe
     if not _is_first():
         progress = _train(run, folder, done)
         return _record(run, progress)
-    with alone(folder):
-        if not is_over(progress.epochs, config.epochs, config.early_stopping):
-            progress = _train(run, folder, done)
-        final = load(folder)
-        assert final is not None
-        write_weights(folder, final)
-        record = _record(run, progress)
-        with disk(folder, "the metrics"):
-            record.write(folder)
+    try:
+        with alone(folder):
+            if not is_over(progress.epochs, config.epochs, config.early_stopping):
+                progress = _train(run, folder, done)
+            final = load(folder)
+            assert final is not None
+            write_weights(folder, final)
+            record = _record(run, progress)
+            with disk(folder, "the metrics"):
+                record.write(folder)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(folder)) from None
     return record
 
 
@@ -223,14 +226,16 @@ def _train(run: Run, folder: Path, done: int) -> Progress:
             ) from error
         except SystemExit:
             if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
-                raise KeyboardInterrupt(_how_to_go_on(folder, len(task.progress.epochs))) from None
+                raise KeyboardInterrupt from None
             raise
     if config.skip_easy and _is_first():
         print(task.step.report())
     return task.progress
 
 
-def _how_to_go_on(folder: Path, epochs: int) -> str:
+def _how_to_go_on(folder: Path) -> str:
+    saved = load(folder)
+    epochs = 0 if saved is None else len(saved["progress"]["epochs"])
     kept = f"{epochs} epoch{'' if epochs == 1 else 's'} saved" if epochs else "no epoch was over"
     return f"{kept}; `topkloss train --resume {_short(folder)}` continues."
 
