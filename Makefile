@@ -56,7 +56,7 @@ demo: .venv/installed-all
 	OMP_NUM_THREADS=1 $(BIN)/topkloss train --loss average --out demo/average
 	OMP_NUM_THREADS=1 $(BIN)/topkloss train --loss top-k --fraction 0.7 --out demo/top-70
 	$(BIN)/topkloss report demo/average demo/top-70 --figure demo/report.png
-	@echo 'results: demo/average, demo/top-70 (metrics.csv, metrics.json, config.json, last.ckpt) and demo/report.png'
+	@echo 'results: demo/average, demo/top-70 (config.yaml, metrics.csv, metrics.json, model.safetensors) and demo/report.png'
 
 test: .venv/installed-dev check
 	$(TEST_ENV) $(BIN)/pytest -m 'not slow and not gpu'

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import topkloss
 from tests.pictures import write_pictures
 from tests.test_report import AVERAGE
 from topkloss.cli import main
+from topkloss.training.config import TrainConfig
 from topkloss.training.records import RunRecord
 
 SMALL = ("--model", "test_resnet", "--image-size", "32", "--batch-size", "9", "--epochs", "1")
@@ -149,7 +153,7 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_interruption_leaves_nothing(table: Path, tmp_path: Path) -> None:
+def test_interruption_says_how_to_go_on(table: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "topkloss.cli", "train", str(table), *SMALL[:-1], "100000", "--out", "run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -159,12 +163,18 @@ def test_interruption_leaves_nothing(table: Path, tmp_path: Path) -> None:
         assert process.stdout.readline().startswith("epoch 1/")
         process.send_signal(signal.SIGINT)
         try:
-            _, error = process.communicate(timeout=60)
+            rest, error = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 130
-    assert error == "topkloss: interrupted; nothing was written.\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    epochs = len(rest.splitlines()) + 1
+    expected = f"topkloss: interrupted; {epochs} epochs? saved; `topkloss train --resume run` continues.\n"
+    assert re.fullmatch(expected, error)
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == epochs
+    again = run("train", "--resume", "run", "--epochs", "2", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.startswith("topkloss: `--epochs` must be that of the run, 100000, ")
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
@@ -182,7 +192,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @pytest.mark.parametrize(
-    "asked", [("--loss", "average"), (), ("--fraction", "0.3", "--skip-easy", "--model", "test_convnext")]
+    "asked", [("--loss", "average"), ("--fraction", "0.3", "--skip-easy", "--model", "test_convnext")]
 )
 def test_torchrun_trains_and_writes_once(table: Path, tmp_path: Path, asked: tuple[str, ...]) -> None:
     result = run("train", table, *SMALL, *asked, "--out", "run", cwd=tmp_path, launcher=TORCHRUN)
@@ -239,6 +249,32 @@ def test_every_option_is_a_field_with_its_default(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for option in ("--images", "--loss", "--fraction", "--model", "--image-size", "--epochs", "--batch-size", "--lr"):
-        assert option in text
-    assert "resnet10t" in text
+    for one in fields(TrainConfig):
+        assert one.name == "csv" or f"--{one.name.replace('_', '-')}" in text
+        if one.default not in (None, False):
+            assert f"(default: {one.default})" in text
+
+
+def test_options_from_a_file_and_from_the_command(table: Path, tmp_path: Path) -> None:
+    asked = {"model": "test_resnet", "image-size": 32, "batch-size": 9, "epochs": 1, "lr": "2e-3", "skip-easy": True}
+    (tmp_path / "run.yaml").write_text("\n".join(f"{name}: {value}" for name, value in asked.items()).lower())
+    options = ["--config", str(tmp_path / "run.yaml"), "--no-skip-easy", "--fraction", "0.5"]
+    assert main(["train", str(table), *options, "--out", str(tmp_path / "one")]) == 0
+    record = RunRecord.read(tmp_path / "one")
+    assert (record.config.lr, record.config.fraction, record.config.skip_easy) == (0.002, 0.5, False)
+    assert main(["train", "--config", str(tmp_path / "one" / "config.yaml"), "--out", str(tmp_path / "two")]) == 0
+    assert RunRecord.read(tmp_path / "two").epochs == record.epochs
+
+
+def test_two_processes_are_one(table: Path, tmp_path: Path) -> None:
+    """27 images in steps of 18: in the last step the second process repeats one, which does not count."""
+    asked = ("--model", "test_convnext", "--image-size", "32", "--epochs", "2", "--loss", "top-k", "--fraction", "0.4")
+    assert main(["train", str(table), *asked, "--batch-size", "18", "--out", str(tmp_path / "one")]) == 0
+    two = run("train", table, *asked, "--batch-size", "9", "--out", "two", cwd=tmp_path, launcher=TORCHRUN)
+    assert two.returncode == 0, two.stderr
+    records = [RunRecord.read(tmp_path / name) for name in ("one", "two")]
+    assert [record.processes for record in records] == [1, 2]
+    for alone, together in zip(*(record.epochs for record in records), strict=True):
+        assert vars(alone) == pytest.approx(vars(together), abs=1e-5, rel=1e-5)
+    assert records[0].gradient == pytest.approx(records[1].gradient, abs=1e-5)
+    assert records[0].recall == records[1].recall

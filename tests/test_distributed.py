@@ -140,6 +140,7 @@ def test_random_batches_in_shards_are_the_whole() -> None:
 def sharded_cases(rank: int, size: int) -> int:
     """Compares value, weights and what a monitor reads, case by case; all processes draw the same cases."""
     draw = random.Random(0)
+    alone, together = topkloss.Monitor(3), topkloss.Monitor(3, process_group=WORLD)
     for _ in range(CASES):
         number = draw.randrange(1, 30)
         dtype = draw.choice([torch.float16, torch.float32, torch.float64])
@@ -169,7 +170,22 @@ def sharded_cases(rank: int, size: int) -> int:
         same(shard.weights, whole.weights[part])
         assert torch.equal(shard.kept, whole.kept[part])
         assert torch.equal(Ranks(dist.group.WORLD).sum(shard.omitted), whole.omitted)
+        for batch, monitor in ((whole, alone), (shard, together)):
+            own_classes = torch.arange(number) % 3
+            monitor.update(batch, own_classes if batch is whole else own_classes[part])
+        if draw.random() < 0.3:
+            same(torch.tensor(numbers(together)), torch.tensor(numbers(alone)))
+            alone.reset()
+            together.reset()
     return CASES
+
+
+def numbers(monitor: topkloss.Monitor) -> list[float]:
+    mined = monitor.compute()
+    return [
+        *(mined.batches, mined.value, mined.average, mined.threshold, mined.kept, mined.omitted),
+        *(mined.kept_of_class + mined.gradient_of_class),
+    ]
 
 
 # Traffic.

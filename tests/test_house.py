@@ -36,7 +36,7 @@ EXTRA_OF_ROOM = {
 }
 
 # Packages whose import has another name than their distribution.
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60

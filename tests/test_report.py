@@ -88,11 +88,11 @@ def test_chance_is_that_of_two_proportions() -> None:
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     MINED.write(tmp_path)
-    assert RunRecord.read(tmp_path) == MINED
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.csv", "metrics.json"}
+    assert RunRecord.read(tmp_path) == replace(MINED, config=replace(MINED.config, out=str(tmp_path)))
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "metrics.csv", "metrics.json"}
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "metrics.json"])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "metrics.json"])
 @pytest.mark.parametrize("content", [None, "", "{}", "[]"])
 def test_a_folder_that_is_no_run_is_said(tmp_path: Path, name: str, content: str | None) -> None:
     MINED.write(tmp_path)
@@ -102,7 +102,8 @@ def test_a_folder_that_is_no_run_is_said(tmp_path: Path, name: str, content: str
     if name == "metrics.csv" and content is not None:
         content = None
         (tmp_path / name).write_text("epoch,loss\n1,x\n")
-    with pytest.raises(InputError, match=r"must be the folder of a finished run.*`topkloss train` makes one\.$"):
+    way_out = "`topkloss train` makes one" if name == "config.yaml" else "`topkloss train --resume .*` finishes it"
+    with pytest.raises(InputError, match=rf"must be the folder of a (finished )?run.*{way_out}\.$"):
         RunRecord.read(tmp_path)
 
 

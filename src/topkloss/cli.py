@@ -7,19 +7,18 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import topkloss
 from topkloss.choose import FRACTIONS
+from topkloss.training.config import TrainConfig, options, read_config
 from topkloss.training.errors import InputError
-from topkloss.training.records import RunRecord, TrainConfig
+from topkloss.training.records import RunRecord
 
 __all__ = ["main"]
 
 _show = warnings.showwarning
-DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = _warn
     try:
         if arguments.command == "train":
-            _train(TrainConfig(**{name: getattr(arguments, name) for name in DEFAULTS}))
+            _train(arguments)
         elif arguments.command == "report":
             _report(arguments.runs, arguments.figure)
         else:
@@ -44,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, `head` for one, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
-        print("topkloss: interrupted; nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"topkloss: interrupted; {str(interrupt) or 'nothing was written.'}", file=sys.stderr)
         return 130
     except (InputError, ModuleNotFoundError) as error:
         if arguments.debug:
@@ -55,13 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(config: TrainConfig) -> None:
-    from topkloss.training.fit import fit
+def _train(arguments: argparse.Namespace) -> None:
+    from topkloss.training.fit import fit, resume
 
-    record = fit(config)
+    given = {one.field: getattr(arguments, one.field) for one in options().values() if one.field in arguments}
+    if arguments.resume is not None:
+        record = resume(arguments.resume, given)
+    else:
+        read = {} if arguments.config is None else read_config(arguments.config)
+        record = fit(TrainConfig(**{**read, **given}))
     if os.environ.get("RANK", "0") == "0":
         print(f"accuracy {100 * record.last.accuracy:.1f} % on {record.data['held_out']} held-out images")
-        print(f"results: {config.folder}")
+        print(f"results: {record.config.folder}")
 
 
 def _report(runs: Sequence[Path], figure: Path | None) -> None:
@@ -115,7 +119,7 @@ def _sentence(error: Exception) -> str:
     if not isinstance(error, ModuleNotFoundError):
         return str(error)
     package = str(error.name).partition(".")[0]
-    extra = "report" if package == "matplotlib" else "train"
+    extra = {"matplotlib": "report", "tensorboard": "tensorboard"}.get(package, "train")
     return f'this needs the package {package}; got an installation without it. pip install "topkloss[{extra}]"'
 
 
@@ -149,30 +153,18 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    def option(name: str, kind: type, text: str, choices: Sequence[str] | None = None) -> None:
-        default = DEFAULTS[name.replace("-", "_")]
-        shown = "" if default is None else f" (default: {default})"
-        parser.add_argument(f"--{name}", type=kind, default=default, choices=choices, help=text + shown)
-
-    parser.add_argument("csv", nargs="?", help="columns image,label; default: 5000 embedded handwritten digits")
-    option("images", str, "folder that image paths start from (default: that of the CSV)")
-    option("loss", str, "mean of the hardest of each batch, or of all", ("top-k", "average"))
-    option("fraction", float, "share of each batch that is averaged, in (0, 1] (default: 0.7)")
-    option("model", str, "name of a timm model, trained from scratch")
-    option(
-        "image-size", int, "height and width that images are resized to (default: the model's own; 32 for the digits)"
-    )
-    option("epochs", int, "passes over the training images")
-    option("batch-size", int, "images of a step, per process")
-    option("lr", float, "learning rate of Adam at the start, in (0, 1]")
-    option("seed", int, "decides split, initial weights and order")
-    option("workers", int, "processes that load images")
-    parser.add_argument(
-        "--skip-easy",
-        action="store_true",
-        help="rank each batch first, without gradient, and back-propagate the selected images only",
-    )
-    option("out", str, "folder of the run, new (default: one under runs/)")
+    """The options of the config; one that is not given is not there."""
+    before = parser.add_mutually_exclusive_group()
+    before.add_argument("--config", type=Path, metavar="FILE", help="options in YAML; those given here come first")
+    before.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    for one in options().values():
+        name = "csv" if one.name == "csv" else f"--{one.name}"
+        rest: dict[str, Any] = {"type": one.kind, "choices": one.choices or None}
+        if one.kind is bool:
+            rest = {"action": argparse.BooleanOptionalAction}
+        elif one.name == "csv":
+            rest = {"nargs": "?"}
+        parser.add_argument(name, default=argparse.SUPPRESS, help=one.help, **rest)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from topkloss.distributed import ProcessGroup, ranks_of
 from topkloss.selection import Selection
 
 __all__ = ["Mined", "Monitor"]
@@ -42,6 +43,8 @@ class Monitor:
 
     Args:
         classes: How many classes to tell apart; 0 = none.
+        process_group: That of the criterion: what all of them did is then added up, so each
+            calls `update` for every batch, and `compute`.
 
     Example:
         >>> from topkloss import AverageTopKCrossEntropyLoss
@@ -56,8 +59,9 @@ class Monitor:
         (0.5032, 0.3151, 0.5, [0.5, 0.5])
     """
 
-    def __init__(self, classes: int = 0) -> None:
+    def __init__(self, classes: int = 0, *, process_group: ProcessGroup | None = None) -> None:
         self.classes = classes
+        self.process_group = process_group
         self.reset()
 
     def reset(self) -> None:
@@ -75,14 +79,15 @@ class Monitor:
         """
         mass, kept = selection.mass, selection.mass * selection.kept
         total = mass.sum()
-        counts = (total > 0).double()
+        ranks = ranks_of(self.process_group)
+        counts = ((total if ranks is None else ranks.sum(total)) > 0).double()  # of all, if nothing of this process
         average = torch.where(total > 0, selection.average.double() * total, 0)
         batch = [
             counts,
             selection.value.detach() * counts,
             average,
             total,
-            _or_0(selection.threshold, total),
+            torch.where(counts > 0, selection.threshold, 0),
             kept.sum(),
         ]
         sums = torch.stack([*(number.double() for number in batch), selection.omitted.double()])
@@ -103,10 +108,15 @@ class Monitor:
     def compute(self) -> Mined:
         """What the mining did since the last reset."""
         nan = float("nan")
-        sums = [0.0] * 7 if self._sums is None else self._sums.tolist()
-        batches, value, average, total, threshold, kept, omitted = sums
-        rows = [[nan] * self.classes] * 3 if self._of_classes is None else self._of_classes.tolist()
-        mass_of, kept_of, weight_of = rows
+        sums = torch.zeros(7, dtype=torch.float64) if self._sums is None else self._sums
+        of_classes = torch.zeros(3, self.classes, dtype=torch.float64) if self._of_classes is None else self._of_classes
+        ranks = ranks_of(self.process_group)
+        if ranks is not None:
+            device = ranks.device_of_words()
+            sums, of_classes = ranks.sum(sums.to(device)), ranks.sum(of_classes.to(device))
+            sums[[0, 1, 4]] /= ranks.size  # these are of all in each process
+        batches, value, average, total, threshold, kept, omitted = sums.tolist()
+        mass_of, kept_of, weight_of = of_classes.tolist()
         weight = sum(weight_of)
 
         def ratio(part: float, whole: float) -> float:
@@ -122,7 +132,3 @@ class Monitor:
             gradient_of_class=[ratio(part, weight) for part in weight_of],
             omitted=int(omitted),
         )
-
-
-def _or_0(number: Tensor, total: Tensor) -> Tensor:
-    return torch.where(total > 0, number, 0)

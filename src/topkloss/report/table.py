@@ -40,7 +40,7 @@ def classes(records: Sequence[RunRecord]) -> list[str]:
 
 def names(records: Sequence[RunRecord]) -> list[str]:
     """What a reader calls the runs: by their losses, or by their folders where two have the same loss."""
-    losses = ["average" if record.config.share == 1 else f"top-k {record.config.share:g}" for record in records]
+    losses = [record.config.called for record in records]
     return losses if len(set(losses)) == len(losses) else [str(record.config.folder) for record in records]
 
 

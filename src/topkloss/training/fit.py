@@ -1,47 +1,58 @@
-"""One run, from a `TrainConfig` to a folder with a checkpoint and metrics."""
+"""One run, from a `TrainConfig` to a folder with weights and metrics; and the same run, taken up again."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import logging
 import os
 import platform
-import shutil
 import sys
-import tempfile
-import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
-from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
-from torchvision.transforms import v2
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+from torch.utils.data import DataLoader
 
 import topkloss
+from topkloss.training.callbacks import Clock, Lines, Seeding, Stopping, is_over
+from topkloss.training.chance import Drawn, Order, augmentation
+from topkloss.training.checkpoints import (
+    CHECKPOINT,
+    Saving,
+    WholeFiles,
+    alone,
+    created,
+    disk,
+    emptied,
+    load,
+    write_weights,
+)
+from topkloss.training.config import FREE, TrainConfig, checked
 from topkloss.training.data import Images, ImageTable, preparation, read_table, split
-from topkloss.training.errors import InputError
-from topkloss.training.models import check_takes, colours, create_model, own_size
-from topkloss.training.records import RunRecord, TrainConfig
-from topkloss.training.task import ImageClassifier
+from topkloss.training.errors import DiskError, InputError
+from topkloss.training.losses import create_criterion
+from topkloss.training.models import check_takes, colours, create_model, load_weights, own_size
+from topkloss.training.records import Begun, RunRecord
+from topkloss.training.task import ImageClassifier, Progress
 
-__all__ = ["fit"]
-
-Loader = DataLoader[tuple[Tensor, int]]
+__all__ = ["fit", "resume"]
 
 # 28 pixels, a little enlarged: a size that halves five times.
 DIGIT_SIZE = 32
 
 
 def fit(config: TrainConfig) -> RunRecord:
-    """Trains, measures on the held-out tenth after every epoch, writes the folder of the run when all is done.
+    """Trains, and measures on the held-out tenth after every epoch; from then on `resume` can go on from there.
 
     The same config gives the same numbers on the same machine. In several processes (torchrun) each takes its share
     of the images, and the first writes.
@@ -53,118 +64,156 @@ def fit(config: TrainConfig) -> RunRecord:
         The record, as it stands in ``config.folder``.
 
     Raises:
-        InputError: One sentence, before anything is trained where that is possible; nothing is left behind.
+        InputError: One sentence, before anything is trained where that is possible; a run that fails before its first
+            epoch is over leaves nothing.
+        KeyboardInterrupt: After Ctrl-C; it says how to go on.
     """
-    _check(config)
+    config = replace(checked(config), out=str(config.folder))
+    if _is_first() and config.folder.exists():
+        created(config.folder)  # or refused, before the data are read
+    run = _prepare(config, fresh=True)
+    existed = config.folder.exists()
+    folder = created(config.folder) if _is_first() else config.folder.absolute()
+    try:
+        with disk(folder, "config.yaml"):
+            if _is_first():
+                run.begun.write(folder)
+        return _trained(run, folder, None)
+    except InputError as error:
+        if _is_first() and not isinstance(error, DiskError) and not (folder / CHECKPOINT).exists():
+            emptied(folder, keep=existed)
+        raise
+
+
+def resume(folder: Path, changes: Mapping[str, Any] | None = None) -> RunRecord:
+    """Goes on after the last whole epoch, to the same weights as if nothing had happened; a finished run is left alone.
+
+    Args:
+        folder: Of the run.
+        changes: Fields of the config given anew: where the data are, and what changes no number.
+
+    Returns:
+        The record, as it stands in the folder.
+
+    Raises:
+        InputError: If the folder holds no run, the data differ, or a change would change the numbers.
+        KeyboardInterrupt: See `fit`.
+    """
+    begun = Begun.read(folder)
+    if (folder / "metrics.json").exists():
+        if _is_first():
+            print(f"{folder} is a finished run: there is nothing to resume.")
+        return RunRecord.read(folder)
+    config = checked(replace(begun.config, **_allowed(begun.config, changes or {}), out=str(folder)))
+    checkpoint = load(folder)
+    run = _prepare(config, fresh=checkpoint is None)
+    _check_same(folder, begun, run.begun)
+    return _trained(run, folder.absolute(), checkpoint)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that was read before anything is trained."""
+
+    begun: Begun
+    table: ImageTable
+    train: list[int]
+    held_out: list[int]
+    model: nn.Module
+
+
+def _prepare(config: TrainConfig, *, fresh: bool) -> Run:
+    """Reads the data and makes the model; ``fresh``: with the weights that it begins from."""
+    _check_machine(config)
     table = read_table(_csv(config), None if config.images is None else Path(config.images))
     train, held_out = split(table, config.seed)
     _quiet()
     lightning.seed_everything(config.seed, verbose=False)
-    model = create_model(config.model, len(table.classes))
+    model = create_model(config.model, len(table.classes), pretrained=config.pretrained and fresh)
+    if config.weights is not None and fresh:
+        load_weights(model, config.model, Path(config.weights))
     size = config.image_size or (DIGIT_SIZE if config.csv is None else own_size(model))
     check_takes(model, config.model, size)
-    prepare = preparation(size, *colours(model))
-    task = ImageClassifier(
-        model,
-        table.classes,
-        fraction=config.share,
-        lr=config.lr,
-        skip_easy=config.batch_size if config.skip_easy else 0,
+    sizes = ",".join(str(example.path.stat().st_size) for example in table.examples)
+    begun = Begun(
+        config=replace(
+            config,
+            image_size=size,
+            **{name: os.path.abspath(path) for name in ("csv", "images", "weights") if (path := getattr(config, name))},
+        ),
+        versions={"python": platform.python_version(), "topkloss": topkloss.__version__}
+        | {name: version(name) for name in ("torch", "torchvision", "timm", "lightning")},
+        threads=torch.get_num_threads(),
+        processes=_processes(),
+        data={
+            "digest": table.digest,
+            "images": hashlib.sha256(sizes.encode()).hexdigest(),
+            "train": len(train),
+            "held_out": len(held_out),
+            "classes": list(table.classes),
+        },
     )
-    with _folder(config.folder) as folder:
-        seconds = _train(config, task, _loaders(config, table, train, held_out, prepare), folder)
-        support = Counter(table.examples[index].label for index in held_out)
-        record = RunRecord(
-            config=replace(config, fraction=config.share, image_size=size, out=str(config.folder)),
-            versions={"python": platform.python_version(), "topkloss": topkloss.__version__}
-            | {name: version(name) for name in ("torch", "torchvision", "timm", "lightning")},
-            threads=torch.get_num_threads(),
-            data={"digest": table.digest, "train": len(train), "held_out": len(held_out)},
-            epochs=tuple(task.epochs),
-            recall=task.recall_of_classes(),
-            support={name: support[label] for label, name in enumerate(table.classes)},
-            seconds=round(seconds, 1),
-        )
-        if _is_first():
-            record.write(folder)
-            if task.step is not None:
-                print(task.step.report())
+    return Run(begun, table, train, held_out, model)
+
+
+def _trained(run: Run, folder: Path, checkpoint: dict[str, Any] | None) -> RunRecord:
+    """Trains what is left, and finishes the folder."""
+    config = run.begun.config
+    progress = Progress() if checkpoint is None else Progress.of(checkpoint["progress"])
+    done = len(progress.epochs)
+    if not _is_first():
+        progress = _train(run, folder, done)
+        return _record(run, progress)
+    try:
+        with alone(folder):
+            if not is_over(progress.epochs, config.epochs, config.early_stopping):
+                progress = _train(run, folder, done)
+            final = load(folder)
+            assert final is not None
+            write_weights(folder, final)
+            record = _record(run, progress)
+            with disk(folder, "the metrics"):
+                record.write(folder)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(folder)) from None
     return record
 
 
-def _check(config: TrainConfig) -> None:
-    """What can be refused before anything is read."""
-    if config.loss == "average" and config.share != 1:
-        raise InputError(
-            f"`--fraction` must be 1 with --loss average, which averages all; got {config.share:g}. "
-            "Leave it out, or pass --loss top-k."
-        )
-    if not 0 < config.share <= 1:
-        example = config.share / 100 if 1 < config.share <= 100 else 0.7
-        raise InputError(
-            f"`--fraction` must satisfy 0 < fraction <= 1; got {config.share:g}. "
-            f"For the {100 * example:g} % hardest of each batch pass --fraction {example:g}."
-        )
-    for name, least in (("image_size", 1), ("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"`{option}` must be {least} or more; got {value}. Leave it out for the default.")
-    if not 0 < config.lr <= 1:
-        raise InputError(f"`--lr` must satisfy 0 < lr <= 1; got {config.lr:g}. Leave it out for the default.")
-    if config.folder.exists() and not (config.folder.is_dir() and not any(config.folder.iterdir())):
-        raise InputError(f"`--out` must be a new or empty folder; got {config.folder}, which exists. Pass another.")
-
-
-def _csv(config: TrainConfig) -> Path:
-    if config.csv is not None:
-        return Path(config.csv)
-    from topkloss.training.digits import write_digits
-
-    return write_digits()
-
-
-def _loaders(
-    config: TrainConfig, table: ImageTable, train: list[int], held_out: list[int], prepare: v2.Transform
-) -> tuple[Loader, Loader]:
-    images, measured = Images(table, train, prepare), Images(table, held_out, prepare)
-    rank = int(os.environ.get("RANK", "0"))
-    sampler: DistributedSampler[tuple[Tensor, int]] = DistributedSampler(
-        images, num_replicas=_processes(), rank=rank, shuffle=True, seed=config.seed
-    )
-    settings: dict[str, Any] = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
-    # a last batch of one image has no variance for batch normalisation to divide by
-    alone = len(sampler) > config.batch_size and len(sampler) % config.batch_size == 1
-    return (
-        DataLoader(images, batch_size=config.batch_size, sampler=sampler, drop_last=alone, **settings),
-        DataLoader(measured, batch_size=config.batch_size, **settings),
+def _record(run: Run, progress: Progress) -> RunRecord:
+    support = Counter(run.table.examples[index].label for index in run.held_out)
+    return RunRecord(
+        **vars(run.begun),
+        epochs=tuple(progress.epochs),
+        recall=progress.recall,
+        support={name: support[label] for label, name in enumerate(run.table.classes)},
+        seconds=progress.seconds,
+        gradient=progress.gradient,
+        time=progress.time,
     )
 
 
-def _train(config: TrainConfig, task: ImageClassifier, loaders: tuple[Loader, Loader], folder: Path) -> float:
-    """Seconds that it took."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    trainer = lightning.Trainer(
-        max_epochs=config.epochs,
-        devices=local,
-        num_nodes=_processes() // local,
-        strategy="ddp" if _processes() > 1 else "auto",
-        accelerator="auto" if torch.cuda.is_available() else "cpu",
-        callbacks=_callbacks(folder),
-        deterministic="warn",
-        logger=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
+def _train(run: Run, folder: Path, done: int) -> Progress:
+    """The epochs after the first ``done``."""
+    config = run.begun.config
+    train, held_out = _loaders(run, done)
+    counts = Counter(run.table.examples[index].label for index in run.train)
+    task = ImageClassifier(
+        config,
+        run.model,
+        create_criterion(config, [counts[label] for label in range(len(run.table.classes))]),
+        classes=run.table.classes,
+        steps=len(train),
     )
-    start = time.perf_counter()
+    trainer = _trainer(config, folder)
     with warnings.catch_warnings():
         # Lightning's own, about Lightning or about a choice that is the user's
         for hint in ("does not have many workers", "The number of training batches", "treespec, LeafSpec"):
             warnings.filterwarnings("ignore", message=f".*{hint}.*")
         try:
-            trainer.fit(task, *loaders)
+            checkpoint = str(folder / CHECKPOINT) if done else None
+            trainer.fit(task, train, held_out, ckpt_path=checkpoint, weights_only=True)
+        except DiskError:
+            raise
         except InputError as error:
             raise InputError(_sentence(error)) from error
         except ValueError as error:
@@ -179,62 +228,134 @@ def _train(config: TrainConfig, task: ImageClassifier, loaders: tuple[Loader, Lo
             if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
                 raise KeyboardInterrupt from None
             raise
-    return time.perf_counter() - start
+    if config.skip_easy and _is_first():
+        print(task.step.report())
+    return task.progress
 
 
-def _callbacks(folder: Path) -> list[Callback]:
-    callbacks: list[Callback] = [EpochLines(), ModelCheckpoint(folder, filename="last", enable_version_counter=False)]
-    if sys.stderr.isatty():
-        callbacks.append(TQDMProgressBar(leave=False))
-    return callbacks
+def _how_to_go_on(folder: Path) -> str:
+    saved = load(folder)
+    epochs = 0 if saved is None else len(saved["progress"]["epochs"])
+    kept = f"{epochs} epoch{'' if epochs == 1 else 's'} saved" if epochs else "no epoch was over"
+    return f"{kept}; `topkloss train --resume {_short(folder)}` continues."
 
 
-class EpochLines(Callback):
-    """A line after each epoch."""
+def _trainer(config: TrainConfig, folder: Path) -> lightning.Trainer:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    bar = [TQDMProgressBar(leave=False)] if sys.stderr.isatty() else []
+    return lightning.Trainer(
+        max_epochs=config.epochs,
+        devices=local,
+        num_nodes=_processes() // local,
+        strategy="ddp" if _processes() > 1 else "auto",
+        accelerator="auto" if torch.cuda.is_available() else "cpu",
+        precision=config.precision,
+        plugins=[WholeFiles()],
+        callbacks=[Seeding(config.seed), Clock(), Stopping(config.early_stopping), Saving(folder), Lines(), *bar],
+        deterministic="warn",
+        logger=TensorBoardLogger(folder, name="", version="tensorboard") if config.log == "tensorboard" else False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Prints it, from the first process."""
-        assert isinstance(pl_module, ImageClassifier)
-        if trainer.is_global_zero:
-            epoch = pl_module.epochs[-1]
-            print(
-                f"epoch {epoch.epoch}/{trainer.max_epochs}  loss {epoch.train_loss:.4f}  "
-                f"held out: cross-entropy {epoch.cross_entropy:.4f}, accuracy {100 * epoch.accuracy:.1f} %",
-                flush=True,
+
+def _loaders(run: Run, done: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    config = run.begun.config
+    assert config.image_size is not None
+    prepare = preparation(config.image_size, *colours(run.model))
+    drawn = Images(run.table, run.train, augmentation(config.augment, config.image_size, prepare))
+    measured = Images(run.table, run.held_out, prepare)
+    rank = int(os.environ.get("RANK", "0"))
+    order = Order(len(run.train), seed=config.seed, processes=_processes(), rank=rank)
+    order.set_epoch(done)  # the loader asks before Lightning tells
+    size = config.batch_size * config.accumulate
+    # a last batch of one image has no variance for batch normalisation to divide by
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in run.model.modules())
+    unfit = normalised and len(order) > size and len(order) % size == 1
+    settings: dict[str, Any] = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
+
+    def own_chance() -> torch.Generator:
+        """A loader that draws from the common one shifts what the model draws."""
+        return torch.Generator().manual_seed(config.seed)
+
+    train: Any = Drawn(drawn, config.seed)
+    return (
+        DataLoader(train, batch_size=size, sampler=order, drop_last=unfit, generator=own_chance(), **settings),
+        DataLoader(measured, batch_size=config.batch_size, generator=own_chance(), **settings),
+    )
+
+
+def _check_machine(config: TrainConfig) -> None:
+    if config.precision == "16-mixed" and not torch.cuda.is_available():
+        raise InputError(
+            "`--precision` must be 32 or bf16-mixed without a GPU; got 16-mixed. Pass --precision bf16-mixed."
+        )
+    if config.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+    if config.skip_easy and config.accumulate > 1 and _processes() > 1:
+        raise InputError(
+            "`--accumulate` must be 1 with --skip-easy in several processes, which would select unlike numbers of "
+            f"images; got {config.accumulate}. Leave one of them out."
+        )
+
+
+def _allowed(config: TrainConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What may be given anew; the rest must be as it was."""
+    for name, value in changes.items():
+        was = getattr(config, name)
+        if name not in FREE and value != was:
+            word = name.replace("_", "-")
+            raise InputError(
+                f"`--{word}` must be that of the run, {was}, for its numbers depend on it; got {value}. "
+                "Leave it out, or train anew with another --out."
             )
+    return {name: value for name, value in changes.items() if name in FREE}
 
 
-@contextmanager
-def _folder(final: Path) -> Iterator[Path]:
-    """A hidden folder beside the final one, which it becomes at the end; nothing remains of it where a run fails."""
-    if not _is_first():
-        yield final  # the first process writes
-        return
-    try:
-        final = final.absolute()  # "." has no name
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-    except OSError as error:
+def _check_same(folder: Path, begun: Begun, now: Begun) -> None:
+    """The data and the number of processes decide the numbers; versions and threads their last digits."""
+    if begun.data != now.data:
+        differ = next(name for name in begun.data if begun.data[name] != now.data.get(name))
         raise InputError(
-            f"`--out` must be a folder that can be made; got {final}: {error.strerror}. Pass another."
-        ) from error
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    partial.chmod(0o755)
-    try:
-        partial.rename(final)
-    except OSError as error:
+            f"`--resume` must find the data of the run; got others, which differ in {differ!r} of config.yaml. "
+            "Put them back, or train anew with another --out."
+        )
+    if begun.processes != now.processes:
         raise InputError(
-            f"`--out` must be free when the run ends; got {final}, which appeared meanwhile. The run is in {partial}."
-        ) from error
+            f"`--resume` must run in {begun.processes} process{'' if begun.processes == 1 else 'es'}, as the run did; "
+            f"got {now.processes}. Start so many by torchrun."
+        )
+    changed = [f"{name} {was}" for name, was in begun.versions.items() if now.versions.get(name) != was]
+    changed += [f"{begun.threads} threads"] if begun.threads != now.threads else []
+    if changed and _is_first():
+        print(
+            f"topkloss: {folder} was begun with {', '.join(changed)}: the last digits may differ from an uninterrupted "
+            "run's.",
+            file=sys.stderr,
+        )
+
+
+def _csv(config: TrainConfig) -> Path:
+    if config.csv is not None:
+        return Path(config.csv)
+    from topkloss.training.digits import write_digits
+
+    return write_digits()
 
 
 def _sentence(error: InputError) -> str:
     """Without the traceback that a DataLoader's process puts around it."""
     return str(error).rpartition(f"{InputError.__name__}: ")[2].strip()
+
+
+def _short(path: Path) -> Path:
+    """From where the user is, if it lies below."""
+    try:
+        return path.relative_to(Path.cwd())
+    except (OSError, ValueError):
+        return path
 
 
 def _quiet() -> None:

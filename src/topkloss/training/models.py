@@ -1,31 +1,92 @@
-"""A timm model by name, with fresh weights, and what its images look like."""
+"""A timm model by name, with fresh weights or given ones, and what its images look like."""
 
 from __future__ import annotations
 
 import difflib
+import pickle
+from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data.config import resolve_model_data_config
+from timm.models import load_state_dict
 from torch import nn
 
 from topkloss.training.errors import InputError
 
-__all__ = ["check_takes", "colours", "create_model", "own_size"]
+__all__ = ["check_takes", "colours", "create_model", "load_weights", "own_size"]
 
 
-def create_model(name: str, classes: int) -> nn.Module:
-    """A model with one output per class; nothing is downloaded.
+def create_model(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
+    """A model with one output per class.
+
+    Args:
+        name: Of timm.
+        classes: How many.
+        pretrained: With timm's weights, which are downloaded once, and a new last layer. Else nothing is downloaded.
 
     Raises:
-        InputError: If timm has no model of that name.
+        InputError: If timm has no model of that name, or the weights cannot be had.
     """
     if ":" in name or not timm.is_model(name):  # a colon would fetch from elsewhere
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         advice = f"Did you mean {', '.join(close)}?" if close else "timm.list_models() lists them."
         raise InputError(f"`--model` must be the name of a timm model; got {name}. {advice}")
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
+    if pretrained and not timm.is_model_pretrained(name):
+        raise InputError(
+            f"`--pretrained` must come with a model that timm has weights of; got {name}, without any. "
+            "Leave it out, or pass --weights."
+        )
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes)
+    except Exception as error:
+        if not pretrained:
+            raise
+        # huggingface_hub, urllib and httpx each have their own errors for "no network"
+        raise InputError(
+            f"`--pretrained` must find the weights of {name} in the cache or download them; got "
+            f"{type(error).__name__}. Connect to the network, pass --weights with a file, or leave it out."
+        ) from error
     return model
+
+
+def load_weights(model: nn.Module, name: str, file: Path) -> None:
+    """Loads weights, but for a last layer of other classes, which stays new.
+
+    Args:
+        model: Of timm.
+        name: Its name.
+        file: A .safetensors, or what torch.save wrote of a state dict; nothing in it is executed.
+
+    Raises:
+        InputError: If it cannot be read, or is of another model.
+    """
+    try:
+        state = load_state_dict(str(file), device="cpu", weights_only=True)
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+    except (
+        *(OSError, SafetensorError, pickle.UnpicklingError, AttributeError, EOFError),
+        *(KeyError, RuntimeError, TypeError, ValueError),
+    ) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(".") or "there is none"
+        raise InputError(
+            f"`--weights` must be a file of weights, .safetensors or .pth; got {file}: {reason}. Pass another."
+        ) from error
+    last = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    last = (last,) if isinstance(last, str) else tuple(last)
+    own = model.state_dict()
+    new = {key for key in own if key.startswith(tuple(f"{layer}." for layer in last))}
+    new = {key for key in new if shapes.get(key) != tuple(own[key].shape)}
+    wrong = [key for key in own if key not in new and shapes.get(key) != tuple(own[key].shape)]
+    wrong += [key for key in shapes if key not in own]
+    if wrong:
+        came = f"{shapes[wrong[0]]}" if wrong[0] in shapes else "nothing"
+        raise InputError(
+            f"`--weights` must hold the weights of {name}; got {file}, which has {came} as {wrong[0]!r} "
+            f"and differs in {len(wrong)} of {len(own)} tensors. Pass the --model that they are of."
+        )
+    model.load_state_dict({key: value for key, value in state.items() if key not in new}, strict=False)
 
 
 def own_size(model: nn.Module) -> int:

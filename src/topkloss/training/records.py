@@ -7,78 +7,33 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from topkloss.training.config import RECORDED, TrainConfig, given
 from topkloss.training.errors import InputError
 
-__all__ = ["EpochRecord", "RunRecord", "TrainConfig", "replacing"]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What a run is asked. Its fields are the options of ``topkloss train``, its defaults theirs.
-
-    Attributes:
-        csv: A table with the columns `image` and `label`; None for the embedded digits.
-        images: The folder that image paths start from; None for the folder of the CSV.
-        loss: "top-k", or "average", which is plain cross-entropy.
-        fraction: The share of each batch that is averaged, the hardest; None for 0.7, or 1 under "average".
-        model: Name of a timm model, trained from scratch.
-        image_size: Height and width that images are resized to, in pixels; None for the model's own, 32 for the digits.
-        epochs: Passes over the training images.
-        batch_size: Images of a step, per process.
-        lr: Learning rate of Adam at the start; it falls to 0 along a cosine.
-        seed: Decides the split, the initial weights and the order of images.
-        workers: Processes that load images beside the main one.
-        skip_easy: Rank each batch first, and back-propagate the selected images only.
-        out: The folder of the run; None for one under ``runs/`` named after what was asked.
-    """
-
-    csv: str | None = None
-    images: str | None = None
-    loss: Literal["top-k", "average"] = "top-k"
-    fraction: float | None = None
-    model: str = "resnet10t"
-    image_size: int | None = None
-    epochs: int = 4
-    batch_size: int = 64
-    lr: float = 1e-3
-    seed: int = 0
-    workers: int = 0
-    skip_easy: bool = False
-    out: str | None = None
-
-    @property
-    def share(self) -> float:
-        """The fraction in effect: 1 is the average."""
-        if self.fraction is not None:
-            return self.fraction
-        return 1.0 if self.loss == "average" else 0.7
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the run."""
-        if self.out is not None:
-            return Path(self.out)
-        data = "digits" if self.csv is None else Path(self.csv).stem
-        loss = "average" if self.share == 1 else f"top-k-{self.share:g}"
-        return Path("runs") / f"{data}-{loss}-seed{self.seed}"
+__all__ = ["Begun", "EpochRecord", "RunRecord", "TrainConfig", "replacing", "write_epochs"]
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What happened in an epoch; losses are cross-entropies in nats.
+    """What happened in an epoch; losses are in nats.
 
     Attributes:
         epoch: 1, 2, ...
-        train_loss: Mean over the batches of what was minimised: the average of the hardest share.
-        train_cross_entropy: Mean over the same batches of the plain cross-entropy.
+        train_loss: Mean over the steps of what was minimised.
+        train_cross_entropy: Mean over the same images of the loss before anything was selected: the cross-entropy,
+            weighed and smoothed where that was asked, or the focal loss.
         cross_entropy: Mean over the held-out images.
         accuracy: Share of the held-out images that are classified right.
+        fraction: The fraction asked in the last step.
+        threshold: Mean over the steps of the loss from which an image was kept.
+        kept: Share of the images that had any weight.
     """
 
     epoch: int
@@ -86,6 +41,60 @@ class EpochRecord:
     train_cross_entropy: float
     cross_entropy: float
     accuracy: float
+    fraction: float = 1.0
+    threshold: float = 0.0
+    kept: float = 1.0
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What ``config.yaml`` holds from the start of a run.
+
+    Attributes:
+        config: What was asked, what follows from the data filled in; its paths are absolute.
+        versions: Of the packages that decide the numbers.
+        threads: Of torch on the CPU; another number of them rounds sums otherwise.
+        processes: That train together.
+        data: Digest of the table (SHA-256), `digest`, and of the sizes of its images, `images`; number of images
+            trained on, `train`, and held out, `held_out`; names of the classes in the order of the outputs, `classes`.
+    """
+
+    config: TrainConfig
+    versions: dict[str, str]
+    threads: int
+    processes: int
+    data: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Writes ``config.yaml``: a file of options, without the folder, beside what else decides the numbers."""
+        import yaml
+
+        asked = {name.replace("_", "-"): value for name, value in asdict(self.config).items() if name != "out"}
+        recorded = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "config"}
+        with replacing(folder / "config.yaml") as partial:
+            text = yaml.safe_dump({**asked, RECORDED: recorded}, sort_keys=False, allow_unicode=True)
+            partial.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Begun:
+        """Reads what `write` wrote.
+
+        Raises:
+            InputError: If the folder holds no run.
+        """
+        import yaml
+
+        path = folder / "config.yaml"
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            recorded = content.pop(RECORDED)
+            return cls(TrainConfig(**given(content, str(path)), out=str(folder)), **recorded)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+            raise InputError(
+                f"{folder} must be the folder of a run, with config.yaml; got {type(error).__name__}: {reason}. "
+                "`topkloss train` makes one."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -93,14 +102,13 @@ class RunRecord:
     """A finished run.
 
     Attributes:
-        config: What was asked.
-        versions: Of the packages that decide the numbers.
-        threads: Of torch on the CPU; another number of them rounds sums otherwise.
-        data: Digest of the CSV (SHA-256), `digest`; number of images trained on, `train`, and held out, `held_out`.
+        config, versions, threads, processes, data: See `Begun`.
         epochs: In order.
         recall: Of each class on the held-out images, in [0, 1]; `support` has their number.
         support: Held-out images of each class.
-        seconds: From the first batch to the last metric.
+        seconds: In the epochs, from the first batch to the last metric.
+        gradient: Of each class its share of the weights in the last epoch, so of the gradient.
+        time: Shares of the training time in the last epoch: `waiting` for data, and of a step, `criterion`.
     """
 
     config: TrainConfig
@@ -111,25 +119,24 @@ class RunRecord:
     recall: dict[str, float]
     support: dict[str, int]
     seconds: float
+    processes: int = 1
+    gradient: dict[str, float] = field(default_factory=dict)
+    time: dict[str, float] = field(default_factory=dict)
 
     @property
     def last(self) -> EpochRecord:
-        """The epoch that the checkpoint holds."""
+        """The epoch that the weights are of."""
         return self.epochs[-1]
 
     def write(self, folder: Path) -> None:
-        """Writes ``config.json``, ``metrics.json`` and ``metrics.csv``."""
-        _write_json(
-            folder / "config.json",
-            {**asdict(self.config), **{name: getattr(self, name) for name in ("versions", "threads", "data")}},
-        )
-        last = {key: value for key, value in asdict(self.last).items() if key != "epoch"}
-        figures = {**last, "recall": self.recall, "support": self.support, "seconds": self.seconds}
-        _write_json(folder / "metrics.json", {"epochs": len(self.epochs), **figures})
-        with replacing(folder / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(EpochRecord)])
-            writer.writeheader()
-            writer.writerows(asdict(epoch) for epoch in self.epochs)
+        """Writes ``config.yaml``, ``metrics.csv`` and, last, ``metrics.json``: where it is, the run is finished."""
+        Begun(**{one.name: getattr(self, one.name) for one in fields(Begun)}).write(folder)
+        write_epochs(folder, self.epochs)
+        figures = {key: value for key, value in asdict(self.last).items() if key != "epoch"}
+        figures |= {name: getattr(self, name) for name in ("recall", "support", "gradient", "time", "seconds")}
+        with replacing(folder / "metrics.json") as partial:
+            text = json.dumps({"epochs": len(self.epochs), **figures}, indent=2, ensure_ascii=False)
+            partial.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
@@ -138,42 +145,45 @@ class RunRecord:
         Raises:
             InputError: If the folder holds no finished run.
         """
+        begun = Begun.read(folder)
         try:
-            asked = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             return cls(
-                config=TrainConfig(**{field.name: asked[field.name] for field in fields(TrainConfig)}),
-                versions=asked["versions"],
-                threads=asked["threads"],
-                data=asked["data"],
+                **{one.name: getattr(begun, one.name) for one in fields(Begun)},
                 epochs=tuple(
                     EpochRecord(int(row.pop("epoch")), **{name: float(value) for name, value in row.items()})
                     for row in rows
                 ),
-                recall=figures["recall"],
-                support=figures["support"],
-                seconds=figures["seconds"],
+                **{name: figures[name] for name in ("recall", "support", "gradient", "time", "seconds")},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{folder} must be the folder of a finished run, with config.json, metrics.json and metrics.csv; "
-                f"got {type(error).__name__}: {error}. `topkloss train` makes one."
+                f"{folder} must be the folder of a finished run, with metrics.json and metrics.csv; "
+                f"got {type(error).__name__}: {error}. `topkloss train --resume {folder}` finishes it."
             ) from error
+
+
+def write_epochs(folder: Path, epochs: Sequence[EpochRecord]) -> None:
+    """Writes ``metrics.csv``, a line for each epoch."""
+    with replacing(folder / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [one.name for one in fields(EpochRecord)])
+        writer.writeheader()
+        writer.writerows(asdict(epoch) for epoch in epochs)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; renamed to it at the end, so that nobody ever reads half a file."""
+    """A path beside `path` to write to; renamed to it at the end, so that nobody ever reads half a file.
+
+    What was written is on the disk before it is renamed: a full disk is noticed in time, a power failure survived.
+    """
     partial = path.with_name(f".partial-{path.name}")
     try:
         yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

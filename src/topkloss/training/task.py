@@ -1,85 +1,133 @@
-"""The task: classify images, the loss over the hardest share of each batch, measured on the held-out images."""
+"""The task: classify images, the loss over what the criterion selects of each step, measured on held-out images."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, TypeAlias
 
 import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
-from topkloss.criterion import AverageTopKCrossEntropyLoss
+from topkloss.criterion import Criterion
 from topkloss.distributed import WORLD
+from topkloss.monitor import Monitor
 from topkloss.selective import SelectiveStep
+from topkloss.training.config import TrainConfig
 from topkloss.training.errors import InputError
+from topkloss.training.optimisation import create_fraction_schedule, create_optimizer, create_schedule
 from topkloss.training.records import EpochRecord
 
-__all__ = ["ImageClassifier"]
+__all__ = ["ImageClassifier", "Progress"]
+
+Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
+
+# How often the criterion is timed after an epoch; the fastest counts.
+TIMINGS = 5
+
+
+class Progress:
+    """What a run knows beside its weights: of every epoch its record, of the last one also the rest.
+
+    Attributes:
+        epochs: In order.
+        recall, gradient, time: See `RunRecord`.
+        seconds: In all epochs.
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[EpochRecord] = []
+        self.recall: dict[str, float] = {}
+        self.gradient: dict[str, float] = {}
+        self.time: dict[str, float] = {}
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and words, for a checkpoint."""
+        return {**vars(self), "epochs": [asdict(epoch) for epoch in self.epochs]}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Progress:
+        """From what `state_dict` returned."""
+        progress = cls()
+        vars(progress).update({**state, "epochs": [EpochRecord(**epoch) for epoch in state["epochs"]]})
+        return progress
 
 
 class ImageClassifier(lightning.LightningModule):
-    """Cross-entropy under AT_k, by Adam. ``fraction=1`` is the plain mean.
+    """A model, its criterion and how both are trained.
+
+    Every step is a `SelectiveStep`, which is a plain one where nothing is skipped and nothing accumulated.
 
     Args:
+        config: From `checked`.
         model: From images (N, 3, H, W) to logits (N, C).
+        criterion: See `create_criterion`.
         classes: Names of the classes.
-        fraction: Share of each batch that is averaged, the hardest of all processes together.
-        lr: Learning rate at the start.
-        skip_easy: Most images of a batch: the selected ones alone are back-propagated; 0 = all are.
+        steps: Of an epoch.
     """
 
     def __init__(
-        self, model: nn.Module, classes: Sequence[str], *, fraction: float, lr: float, skip_easy: int = 0
+        self, config: TrainConfig, model: nn.Module, criterion: Criterion, *, classes: Sequence[str], steps: int
     ) -> None:
         super().__init__()
-        self.model = model
-        self.classes = classes
-        self.criterion = AverageTopKCrossEntropyLoss(fraction=fraction, process_group=WORLD)
-        self.lr = lr
-        # one micro-batch: then every process has one backward pass, as DistributedDataParallel expects
-        self.step = (
-            SelectiveStep(model, self.criterion, micro_batch=skip_easy, backward=self.manual_backward)
-            if skip_easy
-            else None
-        )
-        self.automatic_optimization = self.step is None
-        self.train_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
-        self.train_cross_entropy = MeanMetric(nan_strategy="disable")
+        self.config, self.classes, self.steps = config, classes, steps
+        self.format = torch.channels_last if config.channels_last else torch.preserve_format
+        self.model = model.to(memory_format=self.format)
+        if config.compile:
+            self.model.compile()
+        self.criterion = criterion
+        self.automatic_optimization = False
+        skips = {"start": 0, "end": None} if config.skip_easy else {"start": 1, "end": 1}  # from 1 to 1 is never
+        asked: dict[str, Any] = {"micro_batch": config.batch_size, "backward": self.manual_backward, **skips}
+        self.step = SelectiveStep(self.model, criterion, **asked)
+        self.fraction_schedule = create_fraction_schedule(config, criterion, steps)
+        self._ema: list[ModelEmaV3] = []  # in a list: it is no part of the model, and not trained
+        self._ema_state: dict[str, Tensor] | None = None
+        self.monitor = Monitor(len(classes), process_group=WORLD)
         # every process measures all held-out images, so there is nothing to bring together
-        self.cross_entropy = MeanMetric(nan_strategy="disable", sync_on_compute=False)
+        self.cross_entropy = MeanMetric(nan_strategy="disable", sync_on_compute=False)  # a NaN must show
         self.accuracy = MulticlassAccuracy(len(classes), average="micro", sync_on_compute=False)
         self.recall = MulticlassRecall(len(classes), average="none", sync_on_compute=False)
-        self.epochs: list[EpochRecord] = []
+        self.progress = Progress()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor | None:
-        """The loss of a batch; None where the step is already made."""
-        images, labels = batch
-        if self.step is not None:
-            self._step_selectively(self.step, images, labels)
-            return None
-        logits = self.model(images)
-        loss: Tensor = self.criterion(logits, labels)
-        self.train_loss.update(loss.detach())
-        self.train_cross_entropy.update(F.cross_entropy(logits.detach(), labels))
-        return loss
+    def configure_optimizers(self) -> Optimizer:
+        """And the schedule of its learning rate, which is a function of the number of steps."""
+        optimizer = create_optimizer(self.config, self.model)
+        self.schedule = create_schedule(self.config, optimizer, self.steps)
+        return optimizer
 
-    def _step_selectively(self, step: SelectiveStep, images: Tensor, labels: Tensor) -> None:
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+    def on_fit_start(self) -> None:
+        """Now that the model is on its device it can be averaged there."""
+        if self.config.ema is not None:
+            self._ema = [ModelEmaV3(self.model, decay=self.config.ema, use_warmup=True)]
+            if self._ema_state is not None:
+                self._ema[0].module.load_state_dict(self._ema_state)
+
+    def training_step(self, batch: Batch, _: int) -> None:
+        """Ranks the images of all processes, back-propagates, and makes a step."""
+        images, labels, counts = batch
+        optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        assert isinstance(schedule, LRScheduler)
+        self.schedule.step_update(self.global_step)
         optimizer.zero_grad()
-        selection = step(images, labels).selection
+        stepped = self.step(images.to(memory_format=self.format), labels, mask=counts)
         optimizer.step()
-        schedule.step()
-        self.train_loss.update(selection.value)
-        self.train_cross_entropy.update(selection.average)
+        self.monitor.update(stepped.selection, labels)
+        if self._ema:
+            self._ema[0].update(self.model, step=self.global_step)
+        self.fraction = getattr(self.criterion, "fraction", None)
+        if self.fraction_schedule is not None:
+            self.fraction_schedule.step()
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the epoch before."""
@@ -87,43 +135,76 @@ class ImageClassifier(lightning.LightningModule):
             metric.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        """Measures a batch of held-out images."""
+        """Measures a batch of held-out images, by the averaged weights where there are any."""
         images, labels = batch
-        logits = self.model(images)
+        logits = (self._ema[0].module if self._ema else self.model)(images.to(memory_format=self.format)).float()
         self.cross_entropy.update(F.cross_entropy(logits, labels, reduction="none"))
         self.accuracy.update(logits, labels)
         self.recall.update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
         """Records the epoch, whose last batch came just before the held-out images."""
+        mined = self.monitor.compute()
         epoch = EpochRecord(
             epoch=self.current_epoch + 1,
-            train_loss=_number(self.train_loss.compute()),
-            train_cross_entropy=_number(self.train_cross_entropy.compute()),
-            cross_entropy=_number(self.cross_entropy.compute()),
-            accuracy=_number(self.accuracy.compute()),
+            train_loss=_rounded(mined.value),
+            train_cross_entropy=_rounded(mined.average),
+            cross_entropy=_rounded(self.cross_entropy.compute().item()),
+            accuracy=_rounded(self.accuracy.compute().item()),
+            fraction=_rounded(1.0 if self.fraction is None else self.fraction),
+            threshold=_rounded(mined.threshold),
+            kept=_rounded(mined.kept),
         )
         if not (math.isfinite(epoch.train_loss) and math.isfinite(epoch.cross_entropy)):
             raise InputError(
-                f"`--lr` must be small enough for training to converge; got {self.lr:g}, and in epoch {epoch.epoch} "
-                f"the loss is {epoch.train_loss}. Pass --lr {self.lr / 10:g}."
+                f"`--lr` must be small enough for training to converge; got {self.config.lr:g}, and in epoch "
+                f"{epoch.epoch} the loss is {epoch.train_loss}. Pass --lr {self.config.lr / 10:g}."
             )
-        self.epochs.append(epoch)
-        self.train_loss.reset()
-        self.train_cross_entropy.reset()
+        self.progress.epochs.append(epoch)
+        self.progress.recall = self._of_classes(self.recall.compute().tolist())
+        self.progress.gradient = self._of_classes(mined.gradient_of_class)
+        self.monitor.reset()
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam, its learning rate falling to 0 along a cosine: so which batches come last matters little."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def seconds_of_criterion(self) -> float:
+        """Of one step: logits to loss and back, the fastest of a few."""
+        images = min(self.config.batch_size * self.config.accumulate, 4096)
+        chance = torch.Generator().manual_seed(0)
+        logits = torch.randn(images, len(self.classes), generator=chance).to(self.device).requires_grad_()
+        labels = torch.randint(len(self.classes), (images,), generator=chance).to(self.device)
+        took = []
+        for _ in range(TIMINGS):
+            self._synchronise()
+            start = time.perf_counter()
+            torch.autograd.backward(self.criterion.select(logits, labels).value)
+            self._synchronise()
+            took.append(time.perf_counter() - start)
+        return min(took)
 
-    def recall_of_classes(self) -> dict[str, float]:
-        """Recall of each class in the last epoch, in [0, 1]."""
-        return dict(zip(self.classes, map(_number, self.recall.compute()), strict=True))
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """All that an epoch needs beside weights and optimiser; chance is seeded anew in each."""
+        checkpoint["progress"] = self.progress.state_dict()
+        checkpoint["step"] = self.step.state_dict()
+        if self.fraction_schedule is not None:
+            checkpoint["fraction_schedule"] = self.fraction_schedule.state_dict()
+        if self._ema:
+            checkpoint["ema"] = self._ema[0].module.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The reverse."""
+        self.progress = Progress.of(checkpoint["progress"])
+        self.step.load_state_dict(checkpoint["step"])
+        if self.fraction_schedule is not None:
+            self.fraction_schedule.load_state_dict(checkpoint["fraction_schedule"])
+        self._ema_state = checkpoint.get("ema")
+
+    def _of_classes(self, numbers: Sequence[float]) -> dict[str, float]:
+        return dict(zip(self.classes, map(_rounded, numbers), strict=True))
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
-def _number(value: Tensor) -> float:
+def _rounded(value: float) -> float:
     """As many digits as float32 has."""
-    return round(value.item(), 7)
+    return round(value, 7)

@@ -1,0 +1,335 @@
+"""What a run is asked: the options of ``topkloss train``, each once, with its default, its values and its meaning.
+
+Nothing here needs torch: the command builds its options from this table, a file of options is read against it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from topkloss.training.errors import InputError
+
+__all__ = ["FREE", "Option", "TrainConfig", "checked", "given", "options", "read_config"]
+
+# Of each loss the options that it takes, and what they are where they are not given.
+PARAMETERS: dict[str, dict[str, float | None]] = {
+    "average": {},
+    "top-k": {"fraction": 0.7},
+    "ranked-range": {"fraction": 0.7, "drop_fraction": 0.1},
+    "ohem": {"threshold": round(-math.log(0.7), 4), "fraction": None},
+    "focal": {"focal_gamma": 2.0},
+}
+SCHEDULED = ("top-k", "ranked-range")
+
+# These change no number: they may be given anew when a run is resumed. The data may have moved.
+FREE = frozenset({"csv", "images", "workers", "log"})
+
+# A key of a run's own config.yaml that is no option: what was recorded beside them.
+RECORDED = "recorded"
+
+
+def option(
+    default: Any, kind: type, text: str, choices: Sequence[str] = (), shown: str | None = None, least: int | None = None
+) -> Any:
+    """A field; ``shown`` is how the help writes the default, where that is not the value; ``least`` bounds a count."""
+    shown = shown if shown is not None else "" if default in (None, False) else f"default: {default}"
+    told = f"{text} ({shown})" if shown else text
+    return field(default=default, metadata={"kind": kind, "help": told, "choices": tuple(choices), "least": least})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a run is asked. Its fields are the options of ``topkloss train``, its defaults theirs.
+
+    Each field's ``metadata["help"]`` says what it means, as ``topkloss train --help`` does. None is "not given":
+    `checked` fills in what follows from the rest.
+    """
+
+    csv: str | None = option(None, str, "columns image,label", shown="default: 5000 embedded handwritten digits")
+    images: str | None = option(None, str, "folder that image paths start from", shown="default: that of the CSV")
+    loss: Literal["top-k", "average", "ranked-range", "ohem", "focal"] = option(
+        "top-k",
+        str,
+        "what of each batch is averaged: the hardest, all, a range, what is above a "
+        "threshold; or focal, for comparison",
+        tuple(PARAMETERS),
+    )
+    fraction: float | None = option(
+        None,
+        float,
+        "share of each batch that is averaged, in (0, 1]; under ohem the least share kept",
+        shown="default: 0.7; under ohem none",
+    )
+    drop_fraction: float | None = option(
+        None, float, "share of each batch, the largest losses, that ranked-range drops first", shown="default: 0.1"
+    )
+    threshold: float | None = option(
+        None, float, "loss, in nats, above which ohem keeps an image", shown="default: 0.3567, a probability of 0.7"
+    )
+    focal_gamma: float | None = option(None, float, "exponent of the focal loss", shown="default: 2")
+    class_weights: Literal["none", "balanced"] = option(
+        "none", str, "mass of a class: 1, or inversely proportional to its number of images", ("none", "balanced")
+    )
+    label_smoothing: float = option(0.0, float, "share of the target spread evenly over the classes, in [0, 1)")
+    schedule: Literal["constant", "linear", "cosine"] = option(
+        "constant", str, "the fraction over training: at once, or down from 1", ("constant", "linear", "cosine")
+    )
+    schedule_epochs: int | None = option(
+        None, int, "epochs until the fraction is reached", shown="default: half of --epochs", least=1
+    )
+    model: str = option("resnet10t", str, "name of a timm model")
+    pretrained: bool = option(False, bool, "begin from timm's weights, which are downloaded once")
+    weights: str | None = option(None, str, "begin from the weights in this .safetensors or .pth file")
+    image_size: int | None = option(
+        None,
+        int,
+        "height and width that images are resized to",
+        shown="default: the model's own; 32 for the digits",
+        least=1,
+    )
+    augment: Literal["none", "light", "strong"] = option(
+        "none",
+        str,
+        "light: small shifts, turns, scales, brightness; strong: crops, mirror images, TrivialAugment, erasing",
+        ("none", "light", "strong"),
+    )
+    epochs: int = option(4, int, "passes over the training images", least=1)
+    batch_size: int = option(64, int, "images of a forward pass, per process", least=1)
+    accumulate: int = option(1, int, "batches of a step, ranked together", least=1)
+    opt: Literal["adam", "adamw", "sgd"] = option("adam", str, "optimiser of timm", ("adam", "adamw", "sgd"))
+    lr: float = option(1e-3, float, "highest learning rate, in (0, 1]")
+    weight_decay: float = option(0.0, float, "weight decay; not of biases and normalisations")
+    sched: Literal["cosine", "none"] = option(
+        "cosine", str, "the learning rate over training: down to 0, or constant", ("cosine", "none")
+    )
+    warmup_epochs: int = option(0, int, "epochs over which the learning rate rises to --lr", least=0)
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = option(
+        "32", str, "of the computation, as Lightning has it", ("32", "bf16-mixed", "16-mixed")
+    )
+    channels_last: bool = option(False, bool, "keep images and weights with the channels last in memory")
+    compile: bool = option(False, bool, "compile the model by torch.compile")
+    ema: float | None = option(
+        None, float, "average the weights with this decay, in (0, 1), and measure and keep the average"
+    )
+    early_stopping: int | None = option(
+        None, int, "stop after so many epochs without a lower held-out cross-entropy", least=1
+    )
+    seed: int = option(0, int, "decides split, initial weights, order and augmentation", least=0)
+    workers: int = option(0, int, "processes that load images", least=0)
+    skip_easy: bool = option(
+        False, bool, "rank each batch first, without gradient, and back-propagate the selected images only"
+    )
+    log: Literal["none", "tensorboard"] = option(
+        "none", str, "write the epochs for TensorBoard too", ("none", "tensorboard")
+    )
+    out: str | None = option(None, str, "folder of the run, new (default: one under runs/)")
+
+    @property
+    def share(self) -> float:
+        """The fraction in effect: 1 is the average."""
+        value = self.fraction if self.fraction is not None else PARAMETERS[self.loss].get("fraction")
+        return 1.0 if value is None else value
+
+    @property
+    def called(self) -> str:
+        """The loss and its parameters, in a few letters: a column of a report."""
+        if self.loss in ("average", "top-k"):
+            return "average" if self.share == 1 else f"top-k {self.share:g}"
+        asked = checked(self)
+        numbers = [getattr(asked, name) for name in PARAMETERS[self.loss]]
+        return " ".join([self.loss, *(f"{number:g}" for number in numbers if number is not None)])
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        if self.out is not None:
+            return Path(self.out)
+        data = "digits" if self.csv is None else Path(self.csv).stem
+        return Path("runs") / f"{data}-{self.called.replace(' ', '-')}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of `TrainConfig` as the command and files write it: ``batch-size`` for ``batch_size``."""
+
+    name: str
+    field: str
+    kind: type
+    help: str
+    choices: tuple[str, ...]
+    default: Any
+
+
+def options() -> dict[str, Option]:
+    """All options, by name, in the order of the help."""
+
+    def made(one: Field[Any]) -> Option:
+        told = one.metadata
+        name = one.name.replace("_", "-")
+        return Option(name, one.name, told["kind"], told["help"], told["choices"], one.default)
+
+    return {one.name: one for one in map(made, fields(TrainConfig))}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The options in a YAML file, by field: ``batch-size: 32``. What a run recorded beside them is left aside.
+
+    Raises:
+        InputError: If it cannot be read, a key is no option, or a value is of another kind.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"`--config` must be a YAML file in UTF-8; got {path}: {reason}. Pass another.") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise InputError(
+            f"`--config` must hold a line per option, like `batch-size: 32`; got {type(content).__name__} in {path}. "
+            "The config.yaml of any run is an example."
+        )
+    content.pop(RECORDED, None)
+    return given(content, str(path))
+
+
+def given(content: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Options as they stand in a file, by field, each of its kind.
+
+    Raises:
+        InputError: If a key is no option or a value is of another kind.
+    """
+    known = options()
+    read = {}
+    for name, value in content.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name).replace("_", "-"), known, n=1)
+            advice = f"Did you mean {close[0]}?" if close else "`topkloss train --help` lists them."
+            raise InputError(f"{where}: a key must be an option of `topkloss train`; got {name}. {advice}")
+        read[known[name].field] = _of_kind(known[name], value, where)
+    return read
+
+
+def _of_kind(one: Option, value: Any, where: str) -> Any:
+    """YAML reads 1e-3 as a word, and 32 as a number."""
+    if value is None and one.default is None:
+        return None
+    try:
+        if one.kind is bool and not isinstance(value, bool):
+            raise ValueError
+        if one.kind is str and isinstance(value, bool | list | dict | None):
+            raise ValueError
+        if one.kind in (int, float) and (isinstance(value, bool) or (one.kind is int and isinstance(value, float))):
+            raise ValueError
+        read = one.kind(value)
+        if one.choices and read not in one.choices:
+            raise ValueError
+    except (TypeError, ValueError):
+        what = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[one.kind]
+        wanted = f"one of {', '.join(one.choices)}" if one.choices else what
+        raise InputError(f"{where}: `{one.name}` must be {wanted}; got {value!r}. Correct the line.") from None
+    return read
+
+
+def checked(config: TrainConfig) -> TrainConfig:
+    """The same with what was left open filled in, where nothing has to be read to know it.
+
+    Raises:
+        InputError: If an option is out of range, or two contradict each other.
+    """
+    if config.loss not in PARAMETERS:
+        raise InputError(f"`--loss` must be one of {', '.join(PARAMETERS)}; got {config.loss}. Pass one of these.")
+    _check_parameters(config)
+    _check_numbers(config)
+    _check_pairs(config)
+    filled = {name: value for name, value in PARAMETERS[config.loss].items() if getattr(config, name) is None}
+    if config.loss == "average":
+        filled["fraction"] = 1.0
+    if config.schedule != "constant" and config.schedule_epochs is None:
+        filled["schedule_epochs"] = max(1, config.epochs // 2)
+    return replace(config, **filled)  # type: ignore[arg-type]
+
+
+def _check_parameters(config: TrainConfig) -> None:
+    """Each loss takes its own; `average` is fraction 1."""
+    if config.loss == "average" and config.share != 1:
+        raise InputError(
+            f"`--fraction` must be 1 with --loss average, which averages all; got {config.share:g}. "
+            "Leave it out, or pass --loss top-k."
+        )
+    for name in ("fraction", "drop_fraction", "threshold", "focal_gamma"):
+        value = getattr(config, name)
+        if value is None or name in PARAMETERS[config.loss] or (config.loss == "average" and name == "fraction"):
+            continue
+        takes = next(loss for loss, own in PARAMETERS.items() if name in own)
+        word = name.replace("_", "-")
+        raise InputError(
+            f"`--{word}` must be left out with --loss {config.loss}, which takes none; got {value:g}. "
+            f"Pass --loss {takes}, or leave it out."
+        )
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    if not 0 < config.share <= 1:
+        example = config.share / 100 if 1 < config.share <= 100 else 0.7
+        raise InputError(
+            f"`--fraction` must satisfy 0 < fraction <= 1; got {config.share:g}. "
+            f"For the {100 * example:g} % hardest of each batch pass --fraction {example:g}."
+        )
+    for one in fields(TrainConfig):
+        value, least = getattr(config, one.name), one.metadata["least"]
+        if value is not None and least is not None and value < least:
+            word = one.name.replace("_", "-")
+            raise InputError(f"`--{word}` must be {least} or more; got {value}. Leave it out for the default.")
+    ranges = (
+        ("lr", "0 < lr <= 1", 0 < config.lr <= 1),
+        ("drop_fraction", "0 <= drop-fraction < 1", 0 <= (config.drop_fraction or 0) < 1),
+        ("threshold", "0 <= threshold < infinity", 0 <= (config.threshold or 0) < math.inf),
+        ("focal_gamma", "0 <= focal-gamma < infinity", 0 <= (config.focal_gamma or 0) < math.inf),
+        ("label_smoothing", "0 <= label-smoothing < 1", 0 <= config.label_smoothing < 1),
+        ("weight_decay", "0 <= weight-decay < infinity", 0 <= config.weight_decay < math.inf),
+        ("ema", "0 < ema < 1", config.ema is None or 0 < config.ema < 1),
+    )
+    for name, rule, holds in ranges:
+        if not holds:
+            word, value = name.replace("_", "-"), getattr(config, name)
+            raise InputError(f"`--{word}` must satisfy {rule}; got {value:g}. Leave it out for the default.")
+
+
+def _check_pairs(config: TrainConfig) -> None:
+    if config.schedule != "constant" and config.loss not in SCHEDULED:
+        raise InputError(
+            f"`--schedule` must be constant with --loss {config.loss}, whose fraction does not move; got "
+            f"{config.schedule}. Leave it out, or pass --loss top-k."
+        )
+    if config.schedule == "constant" and config.schedule_epochs is not None:
+        raise InputError(
+            f"`--schedule-epochs` must come with a schedule; got {config.schedule_epochs} without one. "
+            "Pass --schedule linear, or leave it out."
+        )
+    if config.loss == "focal" and config.label_smoothing:
+        raise InputError(
+            f"`--label-smoothing` must be 0 with --loss focal, which knows no other target; got "
+            f"{config.label_smoothing:g}. Leave it out, or pass another loss."
+        )
+    if config.pretrained and config.weights is not None:
+        raise InputError(
+            f"`--weights` must be left out with --pretrained, which are weights too; got {config.weights}. "
+            "Leave one of them out."
+        )
+    if config.warmup_epochs >= config.epochs and config.warmup_epochs > 0:
+        raise InputError(
+            f"`--warmup-epochs` must be fewer than --epochs; got {config.warmup_epochs} of {config.epochs}. "
+            f"Pass --warmup-epochs {config.epochs - 1}, or more epochs."
+        )
+    if config.skip_easy and config.loss in ("average", "focal"):
+        raise InputError(
+            f"`--skip-easy` must be left out with --loss {config.loss}, which selects all; got both. "
+            "Leave it out, or pass --loss top-k."
+        )
