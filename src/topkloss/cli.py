@@ -12,6 +12,7 @@ from pathlib import Path
 import topkloss
 from topkloss.choose import FRACTIONS
 from topkloss.training.errors import InputError
+from topkloss.training.options import DataOptions
 from topkloss.training.records import RunRecord, TrainConfig
 
 __all__ = ["main"]
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "train":
             _train(TrainConfig(**{name: getattr(arguments, name) for name in DEFAULTS}))
+        elif arguments.command == "check":
+            _check(arguments)
         elif arguments.command == "report":
             _report(arguments.runs, arguments.figure)
         else:
@@ -58,6 +61,15 @@ def _train(config: TrainConfig) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(f"accuracy {100 * record.last.accuracy:.1f} % on {record.data['held_out']} held-out images")
         print(f"results: {config.folder}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from topkloss.training.check import check
+
+    layout = DataOptions(**{field.name: getattr(arguments, field.name) for field in fields(DataOptions)})
+    found = check(arguments.csv, layout, seed=arguments.seed, workers=arguments.workers)
+    print(found.text())
+    found.raise_for_problems()
 
 
 def _report(runs: Sequence[Path], figure: Path | None) -> None:
@@ -106,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(commands.add_parser("train", parents=[common], help="train on a CSV of images", allow_abbrev=False))
+    _add_train(commands.add_parser("train", parents=[common], help="train on images", allow_abbrev=False))
+    _add_check(commands.add_parser("check", parents=[common], help="find what is wrong with them", allow_abbrev=False))
     report = commands.add_parser("report", parents=[common], help="compare finished runs", allow_abbrev=False)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     report.add_argument("--figure", type=Path, help="draw them too: a path that ends in .png or .svg")
@@ -129,14 +142,48 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")
 
 
+def _option(
+    parser: argparse._ActionsContainer, name: str, kind: type, text: str, choices: Sequence[str] | None = None
+) -> None:
+    """An option that is a field of `TrainConfig`."""
+    default = DEFAULTS[name.replace("-", "_")]
+    shown = f" (default: {default})" if default not in (None, "") else ""
+    parser.add_argument(f"--{name}", type=kind, default=default, choices=choices, help=text + shown)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "csv",
+        nargs="?",
+        metavar="DATA",
+        help="CSV, .tsv or .parquet, or a folder with a sub-folder per class; default: 5000 embedded digits",
+    )
+    group = parser.add_argument_group("the data")
+    _option(group, "images", str, "folder that image paths start from (default: that of the table)")
+    _option(group, "image-column", str, "column of the paths")
+    _option(group, "label-column", str, "column of the classes")
+    group.add_argument(
+        "--label-columns", nargs="+", metavar="CLASS", help="one column per class instead, one of them 1"
+    )
+    _option(group, "image-suffix", str, "appended to paths that do not end in it, e.g. .jpg")
+    _option(group, "split-column", str, "column that says train, held_out (or val) or test (default: split, if any)")
+    _option(group, "group-by", str, "column whose values stay together in the split, e.g. patient")
+    _option(group, "held-out", float, "share that is held out where no row says which, in (0, 1)")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    _option(parser, "seed", int, "decides the split, as in train")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=cores, help="processes that decode (default: one per core)")
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     def option(name: str, kind: type, text: str, choices: Sequence[str] | None = None) -> None:
-        default = DEFAULTS[name.replace("-", "_")]
-        shown = "" if default is None else f" (default: {default})"
-        parser.add_argument(f"--{name}", type=kind, default=default, choices=choices, help=text + shown)
+        _option(parser, name, kind, text, choices)
 
-    parser.add_argument("csv", nargs="?", help="columns image,label; default: 5000 embedded handwritten digits")
-    option("images", str, "folder that image paths start from (default: that of the CSV)")
+    _add_data(parser)
+    option("on-bad-image", str, "leave out what cannot be decoded, and count it, or fail", ("fail", "skip"))
     option("loss", str, "mean of the hardest of each batch, or of all", ("top-k", "average"))
     option("fraction", float, "share of each batch that is averaged, in (0, 1] (default: 0.7)")
     option("model", str, "name of a timm model, trained from scratch")

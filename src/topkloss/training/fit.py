@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -26,9 +26,11 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
 
 import topkloss
-from topkloss.training.data import Images, ImageTable, preparation, read_table, split
+from topkloss.training.data import Images, ImageTable, data_path, preparation, read_table, split
 from topkloss.training.errors import InputError
+from topkloss.training.examples import imbalance
 from topkloss.training.models import check_takes, colours, create_model, own_size
+from topkloss.training.options import check_least
 from topkloss.training.records import RunRecord, TrainConfig
 from topkloss.training.task import ImageClassifier
 
@@ -39,9 +41,12 @@ Loader = DataLoader[tuple[Tensor, int]]
 # 28 pixels, a little enlarged: a size that halves five times.
 DIGIT_SIZE = 32
 
+# Of the images that were left out, so many are named.
+FEW = 3
+
 
 def fit(config: TrainConfig) -> RunRecord:
-    """Trains, measures on the held-out tenth after every epoch, writes the folder of the run when all is done.
+    """Trains, measures on the held-out images after every epoch, writes the folder of the run when all is done.
 
     The same config gives the same numbers on the same machine. In several processes (torchrun) each takes its share
     of the images, and the first writes.
@@ -56,8 +61,11 @@ def fit(config: TrainConfig) -> RunRecord:
         InputError: One sentence, before anything is trained where that is possible; nothing is left behind.
     """
     _check(config)
-    table = read_table(_csv(config), None if config.images is None else Path(config.images))
-    train, held_out = split(table, config.seed)
+    options = config.data_options
+    table = read_table(
+        data_path(config.csv, options), options, skip_bad=config.on_bad_image == "skip", workers=config.workers
+    )
+    train, held_out = split(table, config.seed, config.held_out)
     _quiet()
     lightning.seed_everything(config.seed, verbose=False)
     model = create_model(config.model, len(table.classes))
@@ -71,6 +79,8 @@ def fit(config: TrainConfig) -> RunRecord:
         lr=config.lr,
         skip_easy=config.batch_size if config.skip_easy else 0,
     )
+    if _is_first():
+        print(_summary(table, train, held_out), flush=True)
     with _folder(config.folder) as folder:
         seconds = _train(config, task, _loaders(config, table, train, held_out, prepare), folder)
         support = Counter(table.examples[index].label for index in held_out)
@@ -79,7 +89,13 @@ def fit(config: TrainConfig) -> RunRecord:
             versions={"python": platform.python_version(), "topkloss": topkloss.__version__}
             | {name: version(name) for name in ("torch", "torchvision", "timm", "lightning")},
             threads=torch.get_num_threads(),
-            data={"digest": table.digest, "train": len(train), "held_out": len(held_out)},
+            data={
+                "digest": table.digest,
+                "measured": table.digest_of(held_out),
+                "train": len(train),
+                "held_out": len(held_out),
+                "skipped": len(table.skipped),
+            },
             epochs=tuple(task.epochs),
             recall=task.recall_of_classes(),
             support={name: support[label] for label, name in enumerate(table.classes)},
@@ -106,22 +122,23 @@ def _check(config: TrainConfig) -> None:
             f"For the {100 * example:g} % hardest of each batch pass --fraction {example:g}."
         )
     for name, least in (("image_size", 1), ("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"`{option}` must be {least} or more; got {value}. Leave it out for the default.")
+        check_least(name, getattr(config, name), least)
     if not 0 < config.lr <= 1:
         raise InputError(f"`--lr` must satisfy 0 < lr <= 1; got {config.lr:g}. Leave it out for the default.")
     if config.folder.exists() and not (config.folder.is_dir() and not any(config.folder.iterdir())):
         raise InputError(f"`--out` must be a new or empty folder; got {config.folder}, which exists. Pass another.")
 
 
-def _csv(config: TrainConfig) -> Path:
-    if config.csv is not None:
-        return Path(config.csv)
-    from topkloss.training.digits import write_digits
-
-    return write_digits()
+def _summary(table: ImageTable, train: Sequence[int], held_out: Sequence[int]) -> str:
+    """What was left out, how much there is, how uneven the classes are."""
+    lines = []
+    if table.skipped:
+        listed = len(table.skipped) + len(table.examples)
+        first = "" if len(table.skipped) <= FEW else f"; the first {FEW}"
+        lines = [f"left out {len(table.skipped)} of {listed} images{first}:", *table.skipped[:FEW]]
+    counts = Counter(table.examples[index].label for index in train)
+    uneven = imbalance({name: counts[label] for label, name in enumerate(table.classes)})
+    return "\n".join([*lines, f"{len(train)} images to train on, {len(held_out)} held out; {uneven}"])
 
 
 def _loaders(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from topkloss.training.errors import InputError
+from topkloss.training.options import DataOptions
 
 __all__ = ["EpochRecord", "RunRecord", "TrainConfig", "replacing"]
 
@@ -23,8 +24,16 @@ class TrainConfig:
     """What a run is asked. Its fields are the options of ``topkloss train``, its defaults theirs.
 
     Attributes:
-        csv: A table with the columns `image` and `label`; None for the embedded digits.
-        images: The folder that image paths start from; None for the folder of the CSV.
+        csv: A table of images, or a folder with a sub-folder per class; None for the embedded digits.
+        images: See `DataOptions`, as for the seven that follow.
+        image_column: The column of the paths.
+        label_column: The column of the classes.
+        label_columns: One column per class instead.
+        image_suffix: Appended to the paths that lack it.
+        split_column: The column of the parts.
+        group_by: The column of the groups.
+        held_out: The share that is held out, in (0, 1).
+        on_bad_image: "fail", or "skip": images that cannot be decoded are left out and counted.
         loss: "top-k", or "average", which is plain cross-entropy.
         fraction: The share of each batch that is averaged, the hardest; None for 0.7, or 1 under "average".
         model: Name of a timm model, trained from scratch.
@@ -40,6 +49,14 @@ class TrainConfig:
 
     csv: str | None = None
     images: str | None = None
+    image_column: str = DataOptions.image_column
+    label_column: str = DataOptions.label_column
+    label_columns: Sequence[str] | None = None
+    image_suffix: str = DataOptions.image_suffix
+    split_column: str | None = None
+    group_by: str | None = None
+    held_out: float = DataOptions.held_out
+    on_bad_image: Literal["fail", "skip"] = "fail"
     loss: Literal["top-k", "average"] = "top-k"
     fraction: float | None = None
     model: str = "resnet10t"
@@ -51,6 +68,15 @@ class TrainConfig:
     workers: int = 0
     skip_easy: bool = False
     out: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.label_columns is not None:
+            object.__setattr__(self, "label_columns", tuple(self.label_columns))
+
+    @property
+    def data_options(self) -> DataOptions:
+        """How the data set is laid out."""
+        return DataOptions(**{field.name: getattr(self, field.name) for field in fields(DataOptions)})
 
     @property
     def share(self) -> float:
@@ -96,7 +122,8 @@ class RunRecord:
         config: What was asked.
         versions: Of the packages that decide the numbers.
         threads: Of torch on the CPU; another number of them rounds sums otherwise.
-        data: Digest of the CSV (SHA-256), `digest`; number of images trained on, `train`, and held out, `held_out`.
+        data: Digests (SHA-256) of the table, `digest`, and of which of its images were held out, `measured`; numbers
+            of images trained on, `train`, held out, `held_out`, and left out as bad, `skipped`.
         epochs: In order.
         recall: Of each class on the held-out images, in [0, 1]; `support` has their number.
         support: Held-out images of each class.
