@@ -493,7 +493,7 @@ PARTS = [
     Case(
         "groups not to be parted",
         table({}, "--group-by", "patient", extra=["patient", *"abbaccbcc"]),
-        "`--group-by` must leave each class in both parts; got groups that cannot be parted so that ",
+        "`--group-by` must leave each class in both parts; got groups of which no choice was found ",
     ),
     Case(
         "group in two parts",

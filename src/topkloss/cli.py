@@ -174,8 +174,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_check(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
     _option(parser, "seed", int, "decides the split, as in train")
-    cores = os.cpu_count() or 1
-    parser.add_argument("--workers", type=int, default=cores, help="processes that decode (default: one per core)")
+    parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from topkloss.training.data import DataOptions, data_path, find, list_data
 from topkloss.training.errors import InputError, shown
 from topkloss.training.examples import ImageTable, classes_of, imbalance, number
 from topkloss.training.images import bad_sentence, decode_all
-from topkloss.training.options import check_least
+from topkloss.training.options import check_least, cores
 from topkloss.training.splits import check_parts, split
 
 __all__ = ["DataCheck", "check"]
@@ -64,14 +64,14 @@ class DataCheck:
             raise InputError(f"{shown(self.source)} must be free of problems; got {number}. Correct what is listed.")
 
 
-def check(data: str | None, options: DataOptions, *, seed: int = 0, workers: int = 0) -> DataCheck:
+def check(data: str | None, options: DataOptions, *, seed: int = 0, workers: int | None = 0) -> DataCheck:
     """Reads everything, decodes every image, and finds all that is wrong.
 
     Args:
         data: See `read_table`; None for the embedded digits.
         options: How it is laid out.
         seed: Of the split, as in training.
-        workers: Processes that decode; 0 for this one.
+        workers: Processes that decode; 0 for this one, None for as many as there are cores.
 
     Raises:
         InputError: One sentence, if an option is wrong.
@@ -101,7 +101,11 @@ def check(data: str | None, options: DataOptions, *, seed: int = 0, workers: int
             problems.append(str(error))
     good = []
     there = [index for index, row in enumerate(listing.rows) if row in found]
-    for index, decoded in zip(there, decode_all([table.examples[index].path for index in there], workers), strict=True):
+    for index, decoded in zip(
+        there,
+        decode_all([table.examples[index].path for index in there], cores() if workers is None else workers),
+        strict=True,
+    ):
         if decoded.bad is None:
             good.append((index, decoded.digest))
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from topkloss.training.errors import InputError, shown
 
-__all__ = ["HELD_OUT", "DataOptions", "check_least", "check_options"]
+__all__ = ["HELD_OUT", "DataOptions", "check_least", "check_options", "cores"]
 
 HELD_OUT = 0.1
 
@@ -89,6 +89,11 @@ def check_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         option = f"--{name.replace('_', '-')}"
         raise InputError(f"`{option}` must be {least} or more; got {value}. Leave it out for the default.")
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_no_table(data: Path | None, options: DataOptions) -> None:

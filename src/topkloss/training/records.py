@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -90,7 +91,7 @@ class TrainConfig:
         """The folder of the run."""
         if self.out is not None:
             return Path(self.out)
-        data = "digits" if self.csv is None else Path(self.csv).stem
+        data = "digits" if self.csv is None else Path(os.path.abspath(self.csv)).stem
         loss = "average" if self.share == 1 else f"top-k-{self.share:g}"
         return Path("runs") / f"{data}-{loss}-seed{self.seed}"
 
