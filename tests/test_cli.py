@@ -59,9 +59,10 @@ def test_train_then_report(table: Path, tmp_path: Path) -> None:
     mined = run("train", table, *SMALL, cwd=tmp_path)
     assert (mined.returncode, mined.stderr) == (0, "")
     lines = mined.stdout.splitlines()
-    assert lines[0].startswith("epoch 1/1  loss ")
-    assert lines[1].endswith("% on 3 held-out images")
-    assert lines[2] == "results: runs/pictures-top-k-0.7-seed0"
+    assert lines[0] == "27 images to train on, 3 held out; imbalance 1: 9 images of each class"
+    assert lines[1].startswith("epoch 1/1  loss ")
+    assert lines[2].endswith("% on 3 held-out images")
+    assert lines[3] == "results: runs/pictures-top-k-0.7-seed0"
     average = run("train", table, *SMALL, "--loss", "average", "--out", "mean", cwd=tmp_path)
     assert (average.returncode, average.stderr) == (0, "")
     report = run("report", "mean", "runs/pictures-top-k-0.7-seed0", "--figure", "both.png", cwd=tmp_path)
@@ -160,6 +161,7 @@ def test_interruption_says_how_to_go_on(table: Path, tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
+        assert process.stdout.readline().startswith("27 images to train on")
         assert process.stdout.readline().startswith("epoch 1/")
         process.send_signal(signal.SIGINT)
         try:

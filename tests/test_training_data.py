@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.pictures import LABELS, write_pictures
 from topkloss.training import digits
-from topkloss.training.data import Images, ImageTable, preparation, read_table, split
+from topkloss.training.data import DataOptions, Images, ImageTable, preparation, read_table, split
 from topkloss.training.errors import InputError
 
 
@@ -85,7 +85,7 @@ def test_the_order_of_classes_is_not_that_of_the_file(table: Path) -> None:
 def test_images_may_lie_elsewhere(table: Path, tmp_path: Path) -> None:
     (tmp_path / "csv").mkdir()
     moved = table.rename(tmp_path / "csv" / "pictures.csv")
-    assert read_table(moved, images=tmp_path).examples[0].path == tmp_path / "2-0.png"
+    assert read_table(moved, DataOptions(images=tmp_path)).examples[0].path == tmp_path / "2-0.png"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
@@ -253,8 +253,7 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     ),
     (
         make_empty,
-        "{table}, line 1: there must be one column `image`; got nothing. "
-        "The first line names the columns: image,label.",
+        "{table}, line 1: there must be one column `image`; got nothing. Pass its name as `--image-column`.",
     ),
     (
         only_header,
@@ -262,18 +261,16 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     ),
     (
         no_label_column,
-        "{table}, line 1: there must be one column `label`; got image, class. "
-        "The first line names the columns: image,label.",
+        "{table}, line 1: there must be one column `label`; got image, class. Pass its name as `--label-column`.",
     ),
     (
         two_label_columns,
         "{table}, line 1: there must be one column `label`; got image, label, label. "
-        "The first line names the columns: image,label.",
+        "Pass its name as `--label-column`.",
     ),
     (
         not_utf8,
-        "{table} must be a CSV file in UTF-8; got 'utf-8' codec can't decode byte 0xff in position 12: "
-        "invalid start byte. Pass a file with the columns image,label.",
+        "{table}, line 2: a table must be text in UTF-8; got the byte 0xff. Save it as CSV in UTF-8.",
     ),
     (empty_label, "{table}, line 5: `label` must not be empty; got nothing. Fill it in or remove the line."),
     (short_line, "{table}, line 5: `label` must not be empty; got nothing. Fill it in or remove the line."),
@@ -285,7 +282,7 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     ),
     (
         one_class,
-        "{table}, line 2: `label` must have 2 classes or more; got only '2'. Add examples of another class.",
+        "{table}, line 2: there must be 2 classes or more; got only '2'. Add another class.",
     ),
     (
         missing_image,
@@ -359,7 +356,7 @@ def test_a_nul_in_a_name_is_one_sentence(table: Path) -> None:
 
 def test_a_folder_of_images_that_is_none(table: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^`--images` must be a folder; got .*nowhere, which is none\."):
-        read_table(table, images=tmp_path / "nowhere")
+        read_table(table, DataOptions(images=tmp_path / "nowhere"))
 
 
 def test_an_image_that_breaks_off_names_its_line(table: Path, tmp_path: Path) -> None:

@@ -7,18 +7,21 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
 import topkloss
 from topkloss.choose import FRACTIONS
-from topkloss.training.config import TrainConfig, options, read_config
+from topkloss.training.config import Option, TrainConfig, options, read_config
 from topkloss.training.errors import InputError
+from topkloss.training.options import DataOptions
 from topkloss.training.records import RunRecord
 
 __all__ = ["main"]
 
 _show = warnings.showwarning
+DATA = {one.name for one in fields(DataOptions)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "train":
             _train(arguments)
+        elif arguments.command == "check":
+            _check(arguments)
         elif arguments.command == "report":
             _report(arguments.runs, arguments.figure)
         else:
@@ -66,6 +71,15 @@ def _train(arguments: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(f"accuracy {100 * record.last.accuracy:.1f} % on {record.data['held_out']} held-out images")
         print(f"results: {record.config.folder}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from topkloss.training.check import check
+
+    given = {name: value for name, value in vars(arguments).items() if name in DATA}
+    found = check(arguments.csv, DataOptions(**given), seed=arguments.seed, workers=arguments.workers)
+    print(found.text())
+    found.raise_for_problems()
 
 
 def _report(runs: Sequence[Path], figure: Path | None) -> None:
@@ -129,7 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(commands.add_parser("train", parents=[common], help="train on a CSV of images", allow_abbrev=False))
+    _add_train(commands.add_parser("train", parents=[common], help="train on images", allow_abbrev=False))
+    _add_check(
+        commands.add_parser(
+            "check", parents=[common], help="list all that is wrong with a data set", allow_abbrev=False
+        )
+    )
     report = commands.add_parser("report", parents=[common], help="compare finished runs", allow_abbrev=False)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     report.add_argument("--figure", type=Path, help="draw them too: a path that ends in .png or .svg")
@@ -158,13 +177,29 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     before.add_argument("--config", type=Path, metavar="FILE", help="options in YAML; those given here come first")
     before.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
     for one in options().values():
-        name = "csv" if one.name == "csv" else f"--{one.name}"
-        rest: dict[str, Any] = {"type": one.kind, "choices": one.choices or None}
-        if one.kind is bool:
-            rest = {"action": argparse.BooleanOptionalAction}
-        elif one.name == "csv":
-            rest = {"nargs": "?"}
-        parser.add_argument(name, default=argparse.SUPPRESS, help=one.help, **rest)
+        _add_option(parser, one)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    for one in options().values():
+        if one.field in {"csv", *DATA}:
+            _add_option(parser, one)
+    parser.set_defaults(csv=None)
+    parser.add_argument("--seed", type=int, default=0, help="decides the split, as in train (default: 0)")
+    parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
+
+
+def _add_option(parser: argparse.ArgumentParser, one: Option) -> None:
+    """One that is not given is not there."""
+    rest: dict[str, Any] = {"type": one.kind, "choices": one.choices or None}
+    if one.kind is bool:
+        rest = {"action": argparse.BooleanOptionalAction}
+    elif one.many:
+        rest["nargs"] = "+"
+    elif one.name == "csv":
+        rest |= {"nargs": "?", "metavar": "DATA"}
+    name = "csv" if one.name == "csv" else f"--{one.name}"
+    parser.add_argument(name, default=argparse.SUPPRESS, help=one.help, **rest)
 
 
 if __name__ == "__main__":

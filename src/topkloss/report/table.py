@@ -61,8 +61,8 @@ def chance(one: float, other: float, n: int) -> float:
 def _worth(records: Sequence[RunRecord]) -> str:
     """What may be concluded."""
     measured = records[0].data["held_out"]
-    if len({(record.data["digest"], record.config.seed) for record in records}) > 1:
-        return "These runs were not measured on the same images (another CSV or seed): their figures do not compare."
+    if len({record.data["measured"] for record in records}) > 1:
+        return "These runs were not measured on the same images (other data or split): their figures do not compare."
     if len(records) == 1:
         return f"Measured on {measured} held-out images, with one seed."
     accuracies = [record.last.accuracy for record in records]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from topkloss.training.errors import InputError
+from topkloss.training.options import DataOptions, check_least
 
 __all__ = ["FREE", "Option", "TrainConfig", "checked", "given", "options", "read_config"]
 
@@ -34,12 +36,21 @@ RECORDED = "recorded"
 
 
 def option(
-    default: Any, kind: type, text: str, choices: Sequence[str] = (), shown: str | None = None, least: int | None = None
+    default: Any,
+    kind: type,
+    text: str,
+    choices: Sequence[str] = (),
+    shown: str | None = None,
+    least: int | None = None,
+    many: bool = False,
 ) -> Any:
-    """A field; ``shown`` is how the help writes the default, where that is not the value; ``least`` bounds a count."""
-    shown = shown if shown is not None else "" if default in (None, False) else f"default: {default}"
-    told = f"{text} ({shown})" if shown else text
-    return field(default=default, metadata={"kind": kind, "help": told, "choices": tuple(choices), "least": least})
+    """A field; ``shown`` is how the help writes the default, where that is not the value; ``least`` bounds a count.
+
+    ``many``: it takes several values of its kind.
+    """
+    shown = shown if shown is not None else "" if default in (None, False, "") else f"default: {default}"
+    told = {"kind": kind, "help": f"{text} ({shown})" if shown else text, "choices": tuple(choices)}
+    return field(default=default, metadata={**told, "least": least, "many": many})
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,27 @@ class TrainConfig:
     `checked` fills in what follows from the rest.
     """
 
-    csv: str | None = option(None, str, "columns image,label", shown="default: 5000 embedded handwritten digits")
-    images: str | None = option(None, str, "folder that image paths start from", shown="default: that of the CSV")
+    csv: str | None = option(
+        None,
+        str,
+        "CSV, .tsv or .parquet, or a folder with a sub-folder per class",
+        shown="default: 5000 embedded handwritten digits",
+    )
+    images: str | None = option(None, str, "folder that image paths start from", shown="default: that of the table")
+    image_column: str = option(DataOptions.image_column, str, "column of the paths")
+    label_column: str = option(DataOptions.label_column, str, "column of the classes")
+    label_columns: Sequence[str] | None = option(
+        None, str, "one column per class instead, one of them 1 in each row", many=True
+    )
+    image_suffix: str = option("", str, "appended to paths that do not end in it, e.g. .jpg")
+    split_column: str | None = option(
+        None, str, "column that says train, held_out (or val) or test", shown="default: split, if there is one"
+    )
+    group_by: str | None = option(None, str, "column whose values stay together in the split, e.g. patient")
+    held_out: float = option(DataOptions.held_out, float, "share that is held out where no row says which, in (0, 1)")
+    on_bad_image: Literal["fail", "skip"] = option(
+        "fail", str, "what cannot be decoded: fail, or leave it out and count it", ("fail", "skip")
+    )
     loss: Literal["top-k", "average", "ranked-range", "ohem", "focal"] = option(
         "top-k",
         str,
@@ -129,6 +159,15 @@ class TrainConfig:
     )
     out: str | None = option(None, str, "folder of the run, new (default: one under runs/)")
 
+    def __post_init__(self) -> None:
+        if self.label_columns is not None:
+            object.__setattr__(self, "label_columns", tuple(self.label_columns))
+
+    @property
+    def data_options(self) -> DataOptions:
+        """How the data set is laid out."""
+        return DataOptions(**{one.name: getattr(self, one.name) for one in fields(DataOptions)})
+
     @property
     def share(self) -> float:
         """The fraction in effect: 1 is the average."""
@@ -149,7 +188,7 @@ class TrainConfig:
         """The folder of the run."""
         if self.out is not None:
             return Path(self.out)
-        data = "digits" if self.csv is None else Path(self.csv).stem
+        data = "digits" if self.csv is None else Path(os.path.abspath(self.csv)).stem
         return Path("runs") / f"{data}-{self.called.replace(' ', '-')}-seed{self.seed}"
 
 
@@ -163,6 +202,7 @@ class Option:
     help: str
     choices: tuple[str, ...]
     default: Any
+    many: bool
 
 
 def options() -> dict[str, Option]:
@@ -171,7 +211,7 @@ def options() -> dict[str, Option]:
     def made(one: Field[Any]) -> Option:
         told = one.metadata
         name = one.name.replace("_", "-")
-        return Option(name, one.name, told["kind"], told["help"], told["choices"], one.default)
+        return Option(name, one.name, told["kind"], told["help"], told["choices"], one.default, told["many"])
 
     return {one.name: one for one in map(made, fields(TrainConfig))}
 
@@ -220,6 +260,8 @@ def _of_kind(one: Option, value: Any, where: str) -> Any:
     """YAML reads 1e-3 as a word, and 32 as a number."""
     if value is None and one.default is None:
         return None
+    if one.many and isinstance(value, list):
+        return [_of_kind(replace(one, many=False), each, where) for each in value]
     try:
         if one.kind is bool and not isinstance(value, bool):
             raise ValueError
@@ -284,9 +326,8 @@ def _check_numbers(config: TrainConfig) -> None:
         )
     for one in fields(TrainConfig):
         value, least = getattr(config, one.name), one.metadata["least"]
-        if value is not None and least is not None and value < least:
-            word = one.name.replace("_", "-")
-            raise InputError(f"`--{word}` must be {least} or more; got {value}. Leave it out for the default.")
+        if least is not None:
+            check_least(one.name, value, least)
     ranges = (
         ("lr", "0 < lr <= 1", 0 < config.lr <= 1),
         ("drop_fraction", "0 <= drop-fraction < 1", 0 <= (config.drop_fraction or 0) < 1),

@@ -1,234 +1,125 @@
-"""A CSV of images: read, checked line by line before anything is trained, split, and served to a DataLoader."""
+"""A data set of images, from a table or a folder to what a DataLoader serves: this is the door of that part."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import math
-import random
-import warnings
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.transforms import v2
+from topkloss.training.errors import InputError, Refuse, stop
+from topkloss.training.examples import Example, ImageTable, classes_of, number
+from topkloss.training.folders import list_folder
+from topkloss.training.images import (
+    BadImage,
+    Images,
+    bad_sentence,
+    decode_all,
+    locate,
+    preparation,
+    read_header,
+    suffixes,
+)
+from topkloss.training.options import DataOptions, check_options
+from topkloss.training.splits import check_parts, split
+from topkloss.training.tables import Listing, Row, list_table
 
-from topkloss.training.errors import InputError
+__all__ = [
+    "DataOptions",
+    "Example",
+    "ImageTable",
+    "Images",
+    "data_path",
+    "find",
+    "list_data",
+    "preparation",
+    "read_table",
+    "split",
+]
 
-__all__ = ["Example", "ImageTable", "Images", "preparation", "read_table", "split"]
-
-# An image that would decode to more pixels than this is refused from its header.
-MOST_PIXELS = 50_000_000
-HELD_OUT = 0.1
+AS_NAMED = DataOptions()
 
 
-@dataclass(frozen=True)
-class Example:
-    """A line of the table.
+def data_path(data: str | None, options: DataOptions = AS_NAMED) -> Path:
+    """Where a data set is: the embedded digits, written once, where none is named.
 
-    Attributes:
-        path: Of the image.
-        label: Index into the classes.
-        line: Where the CSV names it.
+    Raises:
+        InputError: If options say how a table is laid out that is not there.
     """
+    if data is not None:
+        return Path(data)
+    check_options(None, options)
+    from topkloss.training.digits import write_digits
 
-    path: Path
-    label: int
-    line: int
-
-
-@dataclass(frozen=True)
-class ImageTable:
-    """A checked CSV.
-
-    Attributes:
-        csv: Where it was read from.
-        digest: SHA-256 of its bytes.
-        classes: Names of the classes, numbers in numerical order.
-        examples: In the order of the file.
-    """
-
-    csv: Path
-    digest: str
-    classes: tuple[str, ...]
-    examples: tuple[Example, ...]
+    return write_digits()
 
 
-def read_table(table: Path, images: Path | None = None) -> ImageTable:
-    """Reads a CSV with the columns `image` and `label` and checks every line and the header of every image.
+def read_table(data: Path, options: DataOptions = AS_NAMED, *, skip_bad: bool = False, workers: int = 0) -> ImageTable:
+    """Reads a data set and checks each row, the size of each class, and each image.
 
     Args:
-        table: UTF-8, first line the names of the columns; others than `image` and `label` are allowed.
-        images: The folder that the paths in `image` start from; default: the folder of the CSV.
+        data: A CSV, TSV or Parquet file, or a folder with one sub-folder per class.
+        options: How it is laid out.
+        skip_bad: Decode every image whole, and leave out those that cannot be used. Otherwise their headers are read,
+            and the first bad one is an error.
+        workers: Processes that decode; 0 for this one.
 
     Returns:
-        The table. Each class has two examples or more, each image lies inside `images`.
+        The data set. Each class can be trained on and measured, each image lies inside its folder.
 
     Raises:
         InputError: One sentence with the file and the line.
     """
-    root = (table.parent if images is None else images).resolve()
-    if not root.is_dir():
-        raise InputError(f"`--images` must be a folder; got {root}, which is none. Pass the folder of the images.")
-    rows = _rows(table)
-    lines: dict[str, list[int]] = defaultdict(list)
-    for line, _, label in rows:
-        lines[label].append(line)
-    for label, places in lines.items():
-        if len(places) == 1:
-            raise InputError(
-                f"{table}, line {places[0]}: a class must have 2 examples or more, one of them to be held out; "
-                f"got 1 of {label!r}. Add another or remove the line."
-            )
-    if len(lines) < 2:
-        raise InputError(
-            f"{table}, line 2: `label` must have 2 classes or more; got only {next(iter(lines))!r}. "
-            "Add examples of another class."
-        )
-    classes = tuple(sorted(lines, key=_numerically))
-    index = {name: number for number, name in enumerate(classes)}
-    examples = tuple(Example(_image(table, line, root, image), index[label], line) for line, image, label in rows)
-    return ImageTable(table, hashlib.sha256(table.read_bytes()).hexdigest(), classes, examples)
+    listing = list_data(data, options, stop)
+    check_parts(listing, stop)
+    classes = classes_of(listing)
+    if not skip_bad:
+        found = list(find(listing, stop, stop))
+        for row, path in found:
+            try:
+                read_header(path)
+            except BadImage as bad:
+                raise InputError(bad_sentence(listing, row.line, bad)) from bad
+        return ImageTable(listing, classes, number(listing, found))
+    skipped: list[str] = []
+    found = list(find(listing, stop, skipped.append))
+    good = []
+    for (row, path), decoded in zip(found, decode_all([path for _, path in found], workers), strict=True):
+        if decoded.bad is None:
+            good.append((row, path))
+        else:
+            skipped.append(bad_sentence(listing, row.line, decoded.bad))
+    check_parts(replace(listing, rows=tuple(row for row, _ in good)), stop)
+    return ImageTable(listing, classes, number(listing, good), tuple(skipped))
 
 
-def split(table: ImageTable, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out: a tenth of each class, at least one example in both parts.
+def list_data(data: Path, options: DataOptions, refuse: Refuse) -> Listing:
+    """Lists a data set; its images are not opened.
 
-    (scikit-learn's stratified splits refuse a table with fewer held-out places than classes.)
-    """
-    places: dict[int, list[int]] = defaultdict(list)
-    for index, example in enumerate(table.examples):
-        places[example.label].append(index)
-    chance = random.Random(seed)
-    held_out: set[int] = set()
-    for _, members in sorted(places.items()):
-        held_out.update(chance.sample(members, max(1, round(HELD_OUT * len(members)))))
-    return [index for index in range(len(table.examples)) if index not in held_out], sorted(held_out)
-
-
-class Images(Dataset[tuple[Tensor, int]]):
-    """Some of the images of a table, decoded and prepared on request.
+    Args:
+        data: See `read_table`.
+        options: How it is laid out.
+        refuse: Called with one sentence for each thing that is wrong; what it is wrong with is left out.
 
     Raises:
-        InputError: On access, if an image cannot be decoded after all.
+        InputError: One sentence, if nothing can be listed.
     """
+    check_options(data, options)
+    return list_folder(data, suffixes(), refuse) if os.path.isdir(data) else list_table(data, options, refuse)
 
-    def __init__(self, table: ImageTable, indices: Sequence[int], prepare: v2.Transform) -> None:
-        self.table = table
-        self.indices = indices
-        self.prepare = prepare
 
-    def __len__(self) -> int:
-        return len(self.indices)
+def find(listing: Listing, refuse: Refuse, bad: Refuse) -> Iterator[tuple[Row, Path]]:
+    """The rows whose image is there, with its path.
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        example = self.table.examples[self.indices[place]]
+    Args:
+        listing: The data set.
+        refuse: Called with one sentence for each image outside its folder.
+        bad: Called with one sentence for each image that is not there.
+    """
+    for row in listing.rows:
         try:
-            with Image.open(example.path) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _unreadable(self.table.csv, example.line, example.path, error) from error
-        return self.prepare(upright), example.label
-
-
-def preparation(size: int, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
-    """From a PIL image to a float32 tensor (3, size, size), normalised."""
-    return v2.Compose(
-        [
-            v2.ToImage(),
-            v2.Resize((size, size), antialias=True),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(mean), list(std)),
-        ]
-    )
-
-
-def _rows(table: Path) -> list[tuple[int, str, str]]:
-    """Line, image and label of every row that is not blank."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            names = [name.strip() for name in next(reader, [])]
-            for column in ("image", "label"):
-                if names.count(column) != 1:
-                    raise InputError(
-                        f"{table}, line 1: there must be one column `{column}`; got {', '.join(names) or 'nothing'}. "
-                        "The first line names the columns: image,label."
-                    )
-            places = names.index("image"), names.index("label")
-            rows = [(reader.line_num, *_cells(table, reader.line_num, row, places)) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{table} must be a CSV file in UTF-8; got {_reason(error)}. Pass a file with the columns image,label."
-        ) from error
-    if not rows:
-        raise InputError(f"{table}, line 2: there must be an example; got the names of the columns only. Add images.")
-    return rows
-
-
-def _cells(table: Path, line: int, row: list[str], places: tuple[int, int]) -> tuple[str, str]:
-    image, label = (row[place].strip() if place < len(row) else "" for place in places)
-    for column, cell in (("image", image), ("label", label)):
-        if not cell:
-            raise InputError(
-                f"{table}, line {line}: `{column}` must not be empty; got nothing. Fill it in or remove the line."
-            )
-    return image, label
-
-
-def _image(table: Path, line: int, root: Path, name: str) -> Path:
-    """The path of an image inside the root, with its header read."""
-    try:
-        path = (root / name).resolve()
-        exists = path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
-        raise _unreadable(table, line, Path(name), error) from error
-    if not path.is_relative_to(root):
-        raise InputError(
-            f"{table}, line {line}: an image must lie inside {root}; got {name}. Pass its folder as `--images`."
-        )
-    if not exists:
-        raise InputError(f"{table}, line {line}: there is no image {path}. Correct the line or pass `--images`.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                (width, height), mode = image.size, image.mode
-    except Image.DecompressionBombError:
-        width, height, mode = MOST_PIXELS, 2, "RGB"
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _unreadable(table, line, path, error) from error
-    if width * height > MOST_PIXELS:
-        raise InputError(
-            f"{table}, line {line}: an image must have {MOST_PIXELS // 1_000_000} million pixels or fewer; got more in "
-            f"{path}. Scale it down."
-        )
-    if mode.startswith(("I", "F")):
-        raise InputError(
-            f"{table}, line {line}: an image must have 8 bits per channel; got {path} of mode {mode}, which would lose "
-            "its contrast. Convert it to 8 bits."
-        )
-    return path
-
-
-def _unreadable(table: Path, line: int, path: Path, error: Exception) -> InputError:
-    reason = "no known image format" if isinstance(error, UnidentifiedImageError) else _reason(error)
-    return InputError(f"{table}, line {line}: cannot read the image {path}: {reason}. Replace it or remove the line.")
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _numerically(label: str) -> tuple[int, float, str]:
-    """Numbers first, by value; then words, "nan" among them: it has no place in an order."""
-    try:
-        value = float(label)
-    except ValueError:
-        value = math.nan
-    return (1, 0.0, label) if math.isnan(value) else (0, value, label)
+            yield row, locate(listing, row.image)
+        except BadImage as error:
+            bad(bad_sentence(listing, row.line, error))
+        except InputError as error:
+            refuse(f"{listing.place(row.line)}: {error}")

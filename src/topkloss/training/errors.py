@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["DiskError", "InputError"]
+from collections.abc import Callable
+
+__all__ = ["DiskError", "InputError", "Refuse", "shown", "stop"]
+
+# What is done with a sentence about a mistake: `stop` raises it; the `append` of a list goes on and finds the next.
+Refuse = Callable[[str], None]
 
 
 class InputError(ValueError):
@@ -11,3 +16,22 @@ class InputError(ValueError):
 
 class DiskError(InputError):
     """A file of a run cannot be written; what was written before stays as it is."""
+
+
+def stop(sentence: str) -> None:
+    """The first mistake ends the command.
+
+    Raises:
+        InputError: Always.
+    """
+    raise InputError(sentence)
+
+
+def shown(name: object) -> str:
+    r"""A name as it may stand in a sentence: on one line, without what would command a terminal.
+
+    Example:
+        >>> shown("a\nb\x1b[31m.png")
+        'a�b�[31m.png'
+    """
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(name))

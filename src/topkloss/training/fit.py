@@ -38,8 +38,9 @@ from topkloss.training.checkpoints import (
     write_weights,
 )
 from topkloss.training.config import FREE, TrainConfig, checked
-from topkloss.training.data import Images, ImageTable, preparation, read_table, split
+from topkloss.training.data import Images, ImageTable, data_path, preparation, read_table, split
 from topkloss.training.errors import DiskError, InputError
+from topkloss.training.examples import imbalance
 from topkloss.training.losses import create_criterion
 from topkloss.training.models import check_takes, colours, create_model, load_weights, own_size
 from topkloss.training.records import Begun, RunRecord
@@ -50,9 +51,12 @@ __all__ = ["fit", "resume"]
 # 28 pixels, a little enlarged: a size that halves five times.
 DIGIT_SIZE = 32
 
+# Of the images that were left out, so many are named.
+FEW = 3
+
 
 def fit(config: TrainConfig) -> RunRecord:
-    """Trains, and measures on the held-out tenth after every epoch; from then on `resume` can go on from there.
+    """Trains, and measures on the held-out images after every epoch; from then on `resume` can go on from there.
 
     The same config gives the same numbers on the same machine. In several processes (torchrun) each takes its share
     of the images, and the first writes.
@@ -125,8 +129,11 @@ class Run:
 def _prepare(config: TrainConfig, *, fresh: bool) -> Run:
     """Reads the data and makes the model; ``fresh``: with the weights that it begins from."""
     _check_machine(config)
-    table = read_table(_csv(config), None if config.images is None else Path(config.images))
-    train, held_out = split(table, config.seed)
+    layout = config.data_options
+    table = read_table(
+        data_path(config.csv, layout), layout, skip_bad=config.on_bad_image == "skip", workers=config.workers
+    )
+    train, held_out = split(table, config.seed, config.held_out)
     _quiet()
     lightning.seed_everything(config.seed, verbose=False)
     model = create_model(config.model, len(table.classes), pretrained=config.pretrained and fresh)
@@ -147,9 +154,11 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Run:
         processes=_processes(),
         data={
             "digest": table.digest,
+            "measured": table.digest_of(held_out),
             "images": hashlib.sha256(sizes.encode()).hexdigest(),
             "train": len(train),
             "held_out": len(held_out),
+            "skipped": len(table.skipped),
             "classes": list(table.classes),
         },
     )
@@ -159,6 +168,8 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Run:
 def _trained(run: Run, folder: Path, checkpoint: dict[str, Any] | None) -> RunRecord:
     """Trains what is left, and finishes the folder."""
     config = run.begun.config
+    if _is_first():
+        print(_summary(run), flush=True)
     progress = Progress() if checkpoint is None else Progress.of(checkpoint["progress"])
     done = len(progress.epochs)
     if not _is_first():
@@ -337,12 +348,16 @@ def _check_same(folder: Path, begun: Begun, now: Begun) -> None:
         )
 
 
-def _csv(config: TrainConfig) -> Path:
-    if config.csv is not None:
-        return Path(config.csv)
-    from topkloss.training.digits import write_digits
-
-    return write_digits()
+def _summary(run: Run) -> str:
+    """What was left out, how much there is, how uneven the classes are."""
+    table, lines = run.table, []
+    if table.skipped:
+        listed = len(table.skipped) + len(table.examples)
+        first = "" if len(table.skipped) <= FEW else f"; the first {FEW}"
+        lines = [f"left out {len(table.skipped)} of {listed} images{first}:", *table.skipped[:FEW]]
+    counts = Counter(table.examples[index].label for index in run.train)
+    uneven = imbalance({name: counts[label] for label, name in enumerate(table.classes)})
+    return "\n".join([*lines, f"{len(run.train)} images to train on, {len(run.held_out)} held out; {uneven}"])
 
 
 def _sentence(error: InputError) -> str:

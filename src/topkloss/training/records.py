@@ -55,8 +55,9 @@ class Begun:
         versions: Of the packages that decide the numbers.
         threads: Of torch on the CPU; another number of them rounds sums otherwise.
         processes: That train together.
-        data: Digest of the table (SHA-256), `digest`, and of the sizes of its images, `images`; number of images
-            trained on, `train`, and held out, `held_out`; names of the classes in the order of the outputs, `classes`.
+        data: Digests (SHA-256) of the table, `digest`, of the sizes of its images, `images`, and of which of them are
+            held out, `measured`; numbers of images trained on, `train`, held out, `held_out`, and left out as bad,
+            `skipped`; names of the classes in the order of the outputs, `classes`.
     """
 
     config: TrainConfig
@@ -70,6 +71,7 @@ class Begun:
         import yaml
 
         asked = {name.replace("_", "-"): value for name, value in asdict(self.config).items() if name != "out"}
+        asked["label-columns"] = self.config.label_columns and list(self.config.label_columns)
         recorded = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "config"}
         with replacing(folder / "config.yaml") as partial:
             text = yaml.safe_dump({**asked, RECORDED: recorded}, sort_keys=False, allow_unicode=True)

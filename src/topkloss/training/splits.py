@@ -1,0 +1,187 @@
+"""Which images are trained on and which are held out: as the table says, by class, or by group and class."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from topkloss.training.errors import InputError, Refuse
+from topkloss.training.examples import Example, ImageTable
+from topkloss.training.options import HELD_OUT
+from topkloss.training.tables import Listing, Row
+
+__all__ = ["check_parts", "split"]
+
+# Few data sets need a second one: 12 of 1738 that can be parted, drawn at random with 2 to 7 groups.
+ORDERS = 100
+
+
+def check_parts(listing: Listing, refuse: Refuse) -> None:
+    """Whether each class can be trained on and measured.
+
+    Args:
+        listing: The data set.
+        refuse: Called with one sentence for each class that is too small, and each group that is in two parts.
+    """
+    labelled: dict[str, list[Row]] = defaultdict(list)
+    for row in listing.rows:
+        labelled[row.label].append(row)
+    given = any(row.part == "held_out" for row in listing.rows)
+    for label, rows in labelled.items():
+        _check_class(listing, label, rows, given, refuse)
+    for label in listing.order or ():
+        if label not in labelled:
+            refuse(f"{listing.place(1)}: a class must have examples; got none of {label!r}. Leave its column out.")
+    if not labelled:
+        refuse(f"{listing.place(1)}: there must be an image that can be used; got none. Add images.")
+    elif len(labelled) == 1:
+        place = listing.place(listing.rows[0].line)
+        refuse(f"{place}: there must be 2 classes or more; got only {next(iter(labelled))!r}. Add another class.")
+    _check_groups(listing, refuse)
+
+
+def split(table: ImageTable, seed: int, held_out: float = HELD_OUT) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out; what is for testing is in neither.
+
+    Where no example is marked as held out, a share of each class is drawn, at least one and not all; of grouped
+    examples whole groups, so that the share of each class is met as nearly as their sizes allow.
+    (scikit-learn's stratified splits refuse a table with fewer held-out places than classes.)
+
+    Args:
+        table: Its parts and groups were checked.
+        seed: Decides what is drawn.
+        held_out: The share, in (0, 1).
+
+    Raises:
+        InputError: If the groups cannot be parted with each class on both sides.
+    """
+    examples = table.examples
+    marked = [index for index, example in enumerate(examples) if example.part == "held_out"]
+    free = [index for index, example in enumerate(examples) if example.part in (None, "train")]
+    if marked:
+        return free, marked
+    chance = random.Random(seed)
+    grouped = any(examples[index].group is not None for index in free)
+    drawn = _draw_groups(table, free, chance, held_out) if grouped else _draw(examples, free, chance, held_out)
+    return [index for index in free if index not in drawn], sorted(drawn)
+
+
+def _check_class(listing: Listing, label: str, rows: Sequence[Row], given: bool, refuse: Refuse) -> None:
+    place = listing.place(rows[0].line)
+    parts = Counter(row.part for row in rows)
+    if given:
+        for part in ("train", "held_out"):
+            if not parts[part]:
+                refuse(
+                    f"{place}: a class must have examples in train and in held_out; got none of {label!r} in {part}. "
+                    "Move one there or remove the class."
+                )
+        return
+    free = [row for row in rows if row.part != "test"]
+    if len(free) < 2:
+        refuse(
+            f"{place}: a class must have 2 examples or more, one of them to be held out; got {len(free)} of {label!r}. "
+            f"Add another or {listing.removal}."
+        )
+    elif free[0].group is not None and len({row.group for row in free}) < 2:
+        refuse(
+            f"{place}: a class must be in 2 groups or more, one of them to be held out; got {label!r} in "
+            f"{free[0].group!r} only. Add another or remove the class."
+        )
+
+
+def _check_groups(listing: Listing, refuse: Refuse) -> None:
+    first: dict[str, Row] = {}
+    for row in listing.rows:
+        if row.group is not None and first.setdefault(row.group, row).part != row.part:
+            before = first[row.group]
+            refuse(
+                f"{listing.place(row.line)}: a group must lie in one part; got {row.group!r} in {row.part} here and in "
+                f"{before.part} in {listing.unit} {before.line}. Move one of them."
+            )
+
+
+def _draw(examples: Sequence[Example], free: Sequence[int], chance: random.Random, share: float) -> set[int]:
+    places: dict[int, list[int]] = defaultdict(list)
+    for index in free:
+        places[examples[index].label].append(index)
+    drawn: set[int] = set()
+    for _, members in sorted(places.items()):
+        drawn.update(chance.sample(members, max(1, min(round(share * len(members)), len(members) - 1))))
+    return drawn
+
+
+def _draw_groups(table: ImageTable, free: Sequence[int], chance: random.Random, share: float) -> set[int]:
+    """Whole groups, in the first of some random orders after which each class is on both sides."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for index in free:
+        members[table.examples[index].group or ""].append(index)
+    sizes = {group: Counter(table.examples[index].label for index in indices) for group, indices in members.items()}
+    order = sorted(members)
+    missing: set[int] = set()
+    for attempt in range(ORDERS):
+        chance.shuffle(order)
+        taken = _Taken(order, sizes, share)
+        if attempt == 0:
+            taken.fill()
+            taken.cover(smallest=True)
+        else:  # those that the shares ask for may bar those that a class needs
+            taken.cover(smallest=False)
+            taken.fill()
+        if not taken.missing():
+            return {index for group in taken.groups for index in members[group]}
+        missing.update(taken.missing())
+    raise InputError(
+        f"`--group-by` must leave each class in both parts; got groups of which no choice was found that does so with "
+        f"{table.classes[min(missing)]!r}. Group by another column, or remove the class."
+    )
+
+
+class _Taken:
+    """The groups that are held out: none at first.
+
+    Args:
+        order: In which groups are considered.
+        sizes: Examples of each class in each group.
+        share: Of each class that is asked for.
+    """
+
+    def __init__(self, order: Sequence[str], sizes: Mapping[str, Counter[int]], share: float) -> None:
+        self.order = order
+        self.sizes = sizes
+        self.whole = sum(sizes.values(), Counter[int]())
+        self.asked = {label: max(1.0, share * size) for label, size in self.whole.items()}
+        self.held = Counter[int]()
+        self.groups = set[str]()
+
+    def fill(self) -> None:
+        """Takes each group that brings the shares of its classes nearer to what was asked."""
+        for group in self.order:
+            if group not in self.groups and self._is_nearer_with(group) and self._leaves_some(group):
+                self._take(group)
+
+    def cover(self, *, smallest: bool) -> None:
+        """Takes a group with each class that none of the taken has: the smallest, or the first."""
+        for label in self.missing():
+            able = [group for group in self.order if self.sizes[group][label] and self._leaves_some(group)]
+            if able and not self.held[label]:
+                self._take(min(able, key=lambda group: self.sizes[group].total()) if smallest else able[0])
+
+    def missing(self) -> list[int]:
+        """Classes that none of the taken has."""
+        return [label for label in sorted(self.whole) if not self.held[label]]
+
+    def _take(self, group: str) -> None:
+        self.groups.add(group)
+        self.held.update(self.sizes[group])
+
+    def _is_nearer_with(self, group: str) -> bool:
+        change = 0.0
+        for label, size in self.sizes[group].items():
+            far = self.held[label] - self.asked[label]
+            change += ((far + size) ** 2 - far**2) / self.whole[label] ** 2
+        return change < 0
+
+    def _leaves_some(self, group: str) -> bool:
+        return all(self.held[label] + size < self.whole[label] for label, size in self.sizes[group].items())
