@@ -253,7 +253,7 @@ def test_every_option_is_a_field_with_its_default(capsys: pytest.CaptureFixture[
     text = " ".join(capsys.readouterr().out.split())
     for one in fields(TrainConfig):
         assert one.name == "csv" or f"--{one.name.replace('_', '-')}" in text
-        if one.default not in (None, False):
+        if one.default not in (None, False, ""):
             assert f"(default: {one.default})" in text
 
 
