@@ -79,7 +79,12 @@ def fit(config: TrainConfig) -> RunRecord:
             versions={"python": platform.python_version(), "topkloss": topkloss.__version__}
             | {name: version(name) for name in ("torch", "torchvision", "timm", "lightning")},
             threads=torch.get_num_threads(),
-            data={"digest": table.digest, "train": len(train), "held_out": len(held_out)},
+            data={
+                "digest": table.digest,
+                "classes": list(table.classes),
+                "train": len(train),
+                "held_out": len(held_out),
+            },
             epochs=tuple(task.epochs),
             recall=task.recall_of_classes(),
             support={name: support[label] for label, name in enumerate(table.classes)},

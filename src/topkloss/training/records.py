@@ -96,7 +96,8 @@ class RunRecord:
         config: What was asked.
         versions: Of the packages that decide the numbers.
         threads: Of torch on the CPU; another number of them rounds sums otherwise.
-        data: Digest of the CSV (SHA-256), `digest`; number of images trained on, `train`, and held out, `held_out`.
+        data: Digest of the CSV (SHA-256), `digest`; names of the classes, `classes`, in the order of the model's
+            outputs; number of images trained on, `train`, and held out, `held_out`.
         epochs: In order.
         recall: Of each class on the held-out images, in [0, 1]; `support` has their number.
         support: Held-out images of each class.
@@ -111,6 +112,11 @@ class RunRecord:
     recall: dict[str, float]
     support: dict[str, int]
     seconds: float
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the model's outputs."""
+        return tuple(self.data["classes"])
 
     @property
     def last(self) -> EpochRecord:
@@ -143,6 +149,8 @@ class RunRecord:
             figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
+            if not rows:
+                raise ValueError("no epoch in metrics.csv")
             return cls(
                 config=TrainConfig(**{field.name: asked[field.name] for field in fields(TrainConfig)}),
                 versions=asked["versions"],
