@@ -27,7 +27,7 @@ RESAMPLES = 1000
 # Resamples x images at a time: 32 MB in float64.
 AT_ONCE = 4_000_000
 # Resamples x images x classes: beyond, the interval of the AUROC, which ranks, would take longer than the model.
-MOST_RANKED = 2_000_000_000
+MOST_RANKED = 500_000_000
 
 
 @dataclass(frozen=True)
