@@ -83,7 +83,7 @@ def _reliability(axes: Axes, evaluation: Evaluation) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     title = (
         f"expected calibration error {100 * (error or 0.0):.1f} %\n"
-        f"dots: {len(evaluation.bins)} bins, larger with more images;\n"
-        "above the dashed line under-confident, below over-confident"
+        f"dots: {len(evaluation.bins)} bins, larger with more images\n"
+        "above the line: less sure than right"
     )
     axes.set_title(title, loc="left", fontsize=11)
