@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from topkloss.training.config import TrainConfig
 from topkloss.training.errors import InputError
 
-__all__ = ["Example", "ImageTable", "Images", "preparation", "read_table", "split"]
+__all__ = ["Example", "ImageTable", "Images", "preparation", "read_table", "split", "table_of"]
 
 # An image that would decode to more pixels than this is refused from its header.
 MOST_PIXELS = 50_000_000
@@ -59,15 +60,16 @@ class ImageTable:
     examples: tuple[Example, ...]
 
 
-def read_table(table: Path, images: Path | None = None) -> ImageTable:
+def read_table(table: Path, images: Path | None = None, *, classes: Sequence[str] | None = None) -> ImageTable:
     """Reads a CSV with the columns `image` and `label` and checks every line and the header of every image.
 
     Args:
         table: UTF-8, first line the names of the columns; others than `image` and `label` are allowed.
         images: The folder that the paths in `image` start from; default: the folder of the CSV.
+        classes: Names of the classes of a model: each label must be among them. Default: the labels, two or more.
 
     Returns:
-        The table. Each class has two examples or more, each image lies inside `images`.
+        The table. Each image lies inside `images`; without `classes`, each class has two examples or more.
 
     Raises:
         InputError: One sentence with the file and the line.
@@ -76,24 +78,21 @@ def read_table(table: Path, images: Path | None = None) -> ImageTable:
     if not root.is_dir():
         raise InputError(f"`--images` must be a folder; got {root}, which is none. Pass the folder of the images.")
     rows = _rows(table)
-    lines: dict[str, list[int]] = defaultdict(list)
-    for line, _, label in rows:
-        lines[label].append(line)
-    for label, places in lines.items():
-        if len(places) == 1:
-            raise InputError(
-                f"{table}, line {places[0]}: a class must have 2 examples or more, one of them to be held out; "
-                f"got 1 of {label!r}. Add another or remove the line."
-            )
-    if len(lines) < 2:
-        raise InputError(
-            f"{table}, line 2: `label` must have 2 classes or more; got only {next(iter(lines))!r}. "
-            "Add examples of another class."
-        )
-    classes = tuple(sorted(lines, key=_numerically))
+    classes = _found(table, rows) if classes is None else _known(table, rows, classes)
     index = {name: number for number, name in enumerate(classes)}
     examples = tuple(Example(_image(table, line, root, image), index[label], line) for line, image, label in rows)
     return ImageTable(table, hashlib.sha256(table.read_bytes()).hexdigest(), classes, examples)
+
+
+def table_of(config: TrainConfig, *, classes: Sequence[str] | None = None) -> ImageTable:
+    """The table that a config names; without one the embedded digits. See `read_table`."""
+    if config.csv is not None:
+        table = Path(config.csv)
+    else:
+        from topkloss.training.digits import write_digits
+
+        table = write_digits()
+    return read_table(table, None if config.images is None else Path(config.images), classes=classes)
 
 
 def split(table: ImageTable, seed: int) -> tuple[list[int], list[int]]:
@@ -169,6 +168,41 @@ def _rows(table: Path) -> list[tuple[int, str, str]]:
     if not rows:
         raise InputError(f"{table}, line 2: there must be an example; got the names of the columns only. Add images.")
     return rows
+
+
+def _found(table: Path, rows: list[tuple[int, str, str]]) -> tuple[str, ...]:
+    """The classes of a table to train on."""
+    lines: dict[str, list[int]] = defaultdict(list)
+    for line, _, label in rows:
+        lines[label].append(line)
+    for label, places in lines.items():
+        if len(places) == 1:
+            raise InputError(
+                f"{table}, line {places[0]}: a class must have 2 examples or more, one of them to be held out; "
+                f"got 1 of {label!r}. Add another or remove the line."
+            )
+    if len(lines) < 2:
+        raise InputError(
+            f"{table}, line 2: `label` must have 2 classes or more; got only {next(iter(lines))!r}. "
+            "Add examples of another class."
+        )
+    return tuple(sorted(lines, key=_numerically))
+
+
+def _known(table: Path, rows: list[tuple[int, str, str]], classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a model, each label being one of them."""
+    known = set(classes)
+    for line, _, label in rows:
+        if label not in known:
+            raise InputError(
+                f"{table}, line {line}: `label` must be a class of the model ({_some(classes)}); got {label!r}. "
+                "Correct the line or remove it."
+            )
+    return tuple(classes)
+
+
+def _some(classes: Sequence[str]) -> str:
+    return ", ".join(classes) if len(classes) <= 10 else f"{', '.join(classes[:9])} and {len(classes) - 9} others"
 
 
 def _cells(table: Path, line: int, row: list[str], places: tuple[int, int]) -> tuple[str, str]:

@@ -38,7 +38,7 @@ from topkloss.training.checkpoints import (
     write_weights,
 )
 from topkloss.training.config import FREE, TrainConfig, checked
-from topkloss.training.data import Images, ImageTable, preparation, read_table, split
+from topkloss.training.data import Images, ImageTable, preparation, split, table_of
 from topkloss.training.errors import DiskError, InputError
 from topkloss.training.losses import create_criterion
 from topkloss.training.models import check_takes, colours, create_model, load_weights, own_size
@@ -125,7 +125,7 @@ class Run:
 def _prepare(config: TrainConfig, *, fresh: bool) -> Run:
     """Reads the data and makes the model; ``fresh``: with the weights that it begins from."""
     _check_machine(config)
-    table = read_table(_csv(config), None if config.images is None else Path(config.images))
+    table = table_of(config)
     train, held_out = split(table, config.seed)
     _quiet()
     lightning.seed_everything(config.seed, verbose=False)
@@ -335,14 +335,6 @@ def _check_same(folder: Path, begun: Begun, now: Begun) -> None:
             "run's.",
             file=sys.stderr,
         )
-
-
-def _csv(config: TrainConfig) -> Path:
-    if config.csv is not None:
-        return Path(config.csv)
-    from topkloss.training.digits import write_digits
-
-    return write_digits()
 
 
 def _sentence(error: InputError) -> str:
