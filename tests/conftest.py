@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.pictures import write_pictures
 
 settings.register_profile("default", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("quick", settings.get_profile("default"), max_examples=4)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=250)
 settings.load_profile(os.environ.get("TOPKLOSS_HYPOTHESIS", "default"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch, in the folder `run` beside its pictures, in `data`. To be read only: copy it to spoil it."""
+    from topkloss.training.fit import fit
+    from topkloss.training.records import TrainConfig
+
+    root = tmp_path_factory.mktemp("trained")
+    (root / "data").mkdir()
+    table = write_pictures(root / "data")
+    fit(
+        TrainConfig(csv=str(table), model="test_convnext", image_size=32, epochs=1, batch_size=9, out=str(root / "run"))
+    )
+    return root / "run"

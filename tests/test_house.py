@@ -35,6 +35,9 @@ EXTRA_OF_ROOM = {
     "integrations": None,
 }
 
+# What one module may import beside, and the extra that brings it.
+EXTRA_OF_MODULE = {"topkloss.training.export": "export"}
+
 # Packages whose import has another name than their distribution.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
@@ -126,8 +129,10 @@ def test_the_oracle_stands_alone() -> None:
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - CORE))
 def test_a_room_imports_what_its_extra_brings(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extra = EXTRA_OF_ROOM[room(name)]
-    requirements = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
+    extras = [extra for extra in (EXTRA_OF_ROOM[room(name)], EXTRA_OF_MODULE.get(name)) if extra]
+    requirements = project["dependencies"] + [
+        one for extra in extras for one in project["optional-dependencies"][extra]
+    ]
     brought = {re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower() for requirement in requirements}
     found = third_party(imports(MODULES[name]))
     assert {DISTRIBUTIONS.get(package, package) for package in found} <= brought

@@ -104,7 +104,12 @@ def test_a_folder_that_is_no_run_is_said(tmp_path: Path, name: str, content: str
     if name == "metrics.csv" and content is not None:
         content = None
         (tmp_path / name).write_text("epoch,loss\n1,x\n")
-    way_out = "`topkloss train` makes one" if name == "config.yaml" else "`topkloss train --resume .*` finishes it"
+    if name == "config.yaml":
+        way_out = "`topkloss train` makes one"
+    elif name == "metrics.json" and content is None:
+        way_out = "`topkloss train --resume .*` finishes it"
+    else:
+        way_out = "Copy it whole, or train again"
     with pytest.raises(InputError, match=rf"must be the folder of a (finished )?run.*{way_out}\.$"):
         RunRecord.read(tmp_path)
 

@@ -42,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check(arguments)
         elif arguments.command == "report":
             _report(arguments.runs, arguments.figure)
+        elif arguments.command == "evaluate":
+            _evaluate(arguments)
+        elif arguments.command == "predict":
+            _predict(arguments)
+        elif arguments.command == "export":
+            _export(arguments.run, arguments.out)
         else:
             _inspect(arguments)
         sys.stdout.flush()
@@ -94,6 +100,60 @@ def _report(runs: Sequence[Path], figure: Path | None) -> None:
         print(f"figure: {figure}")
 
 
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from topkloss.report.evaluation import text
+    from topkloss.training.evaluate import evaluate, write_evaluation
+    from topkloss.training.run import load_run
+
+    if arguments.figure is not None:
+        from topkloss.report.confusion import draw_evaluation
+        from topkloss.report.figure import check
+
+        check(arguments.figure)
+    evaluation = evaluate(
+        load_run(arguments.run),
+        csv=arguments.data,
+        images=arguments.images,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
+    path = write_evaluation(evaluation, arguments.out)
+    if arguments.figure is not None:
+        draw_evaluation(evaluation, arguments.figure)
+    print(text(evaluation))
+    print(f"\nresults: {path}")
+    if arguments.figure is not None:
+        print(f"figure: {arguments.figure}")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from topkloss.training.predict import write_predictions
+    from topkloss.training.run import load_run
+
+    lines, bad = write_predictions(
+        load_run(arguments.run),
+        arguments.images,
+        arguments.out,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
+    print(f"{lines - bad} images predicted: {arguments.out}")
+    if bad:
+        print(f"topkloss: {bad} of {lines} images are bad; the column `error` says why.", file=sys.stderr)
+
+
+def _export(run: Path, out: Path) -> None:
+    from topkloss.training.export import export
+    from topkloss.training.run import load_run
+
+    exported = export(load_run(run), out)
+    print(
+        f"largest difference from the model on {exported.images} random images: {exported.difference:.1e}, "
+        f"at most {exported.limit:.1e} allowed"
+    )
+    print(f"results: {exported.path}")
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from topkloss.report.losses import inspect, text
 
@@ -133,7 +193,9 @@ def _sentence(error: Exception) -> str:
     if not isinstance(error, ModuleNotFoundError):
         return str(error)
     package = str(error.name).partition(".")[0]
-    extra = {"matplotlib": "report", "tensorboard": "tensorboard"}.get(package, "train")
+    extras = {"matplotlib": "report", "tensorboard": "tensorboard"}
+    extras |= dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export")
+    extra = extras.get(package, "train")
     return f'this needs the package {package}; got an installation without it. pip install "topkloss[{extra}]"'
 
 
@@ -152,8 +214,36 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", parents=[common], help="compare finished runs", allow_abbrev=False)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     report.add_argument("--figure", type=Path, help="draw them too: a path that ends in .png or .svg")
+    _add_evaluate(commands.add_parser("evaluate", parents=[common], help="measure a run", allow_abbrev=False))
+    _add_predict(commands.add_parser("predict", parents=[common], help="classify images", allow_abbrev=False))
+    export = commands.add_parser(
+        "export", parents=[common], help="write a model for other programs", allow_abbrev=False
+    )
+    export.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .onnx or .pt2")
     _add_inspect(commands.add_parser("inspect", parents=[common], help="choose a fraction", allow_abbrev=False))
     return parser
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--data", type=Path, metavar="CSV", help="columns image,label (default: the held-out images)")
+    parser.add_argument("--images", type=Path, help="folder that image paths start from (default: that of the CSV)")
+    parser.add_argument("--out", type=Path, help="folder for evaluation.json (default: the run's, or one in it)")
+    parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")
+    _add_loading(parser)
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="files, and folders with all they hold")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .csv")
+    _add_loading(parser)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, default=64, help="images that pass together (default: 64)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from topkloss.report.table import classes, names
 from topkloss.training.errors import InputError
 from topkloss.training.records import RunRecord, replacing
 
-__all__ = ["COLOURS", "draw", "save"]
+__all__ = ["COLOURS", "check", "draw", "save"]
 
 # Okabe and Ito: told apart by the colour-blind; the markers tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -54,6 +54,16 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
     save(figure, path)
 
 
+def check(path: Path) -> None:
+    """What can be said of the path of a picture before there is one.
+
+    Raises:
+        InputError: If it ends otherwise than ``.png`` or ``.svg``.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise InputError(f"`--figure` must end in .png or .svg; got {path}. Pass {path.with_suffix('.png')}.")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes a picture whole or not at all.
 
@@ -64,8 +74,7 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         InputError: See `draw`.
     """
-    if path.suffix not in (".png", ".svg"):
-        raise InputError(f"`--figure` must end in .png or .svg; got {path}. Pass {path.with_suffix('.png')}.")
+    check(path)
     try:
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150, format=path.suffix[1:])

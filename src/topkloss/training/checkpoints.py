@@ -23,13 +23,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from topkloss.training.errors import DiskError, InputError
-from topkloss.training.records import replacing, write_epochs
+from topkloss.training.records import WEIGHTS, replacing, write_epochs
 from topkloss.training.task import ImageClassifier
 
 __all__ = ["CHECKPOINT", "Saving", "WholeFiles", "alone", "created", "disk", "emptied", "load", "write_weights"]
 
 CHECKPOINT = "last.ckpt"
-WEIGHTS = "model.safetensors"
 
 # How long the loading processes of a killed run may take to notice.
 SECONDS_TO_DIE = 15

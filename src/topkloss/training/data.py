@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from topkloss.training.config import TrainConfig
 from topkloss.training.errors import InputError, Refuse, stop
 from topkloss.training.examples import Example, ImageTable, classes_of, number
 from topkloss.training.folders import list_folder
@@ -35,6 +36,7 @@ __all__ = [
     "preparation",
     "read_table",
     "split",
+    "table_of",
 ]
 
 AS_NAMED = DataOptions()
@@ -54,7 +56,21 @@ def data_path(data: str | None, options: DataOptions = AS_NAMED) -> Path:
     return write_digits()
 
 
-def read_table(data: Path, options: DataOptions = AS_NAMED, *, skip_bad: bool = False, workers: int = 0) -> ImageTable:
+def table_of(config: TrainConfig, *, classes: Sequence[str] | None = None) -> ImageTable:
+    """The data set that a config names; without one the embedded digits. See `read_table`."""
+    layout, skip_bad = config.data_options, config.on_bad_image == "skip"
+    path = data_path(config.csv, layout)
+    return read_table(path, layout, skip_bad=skip_bad, workers=config.workers, classes=classes)
+
+
+def read_table(
+    data: Path,
+    options: DataOptions = AS_NAMED,
+    *,
+    skip_bad: bool = False,
+    workers: int = 0,
+    classes: Sequence[str] | None = None,
+) -> ImageTable:
     """Reads a data set and checks each row, the size of each class, and each image.
 
     Args:
@@ -63,16 +79,21 @@ def read_table(data: Path, options: DataOptions = AS_NAMED, *, skip_bad: bool = 
         skip_bad: Decode every image whole, and leave out those that cannot be used. Otherwise their headers are read,
             and the first bad one is an error.
         workers: Processes that decode; 0 for this one.
+        classes: Names of the classes of a model, in order: each label must be among them. Default: those of the labels.
 
     Returns:
-        The data set. Each class can be trained on and measured, each image lies inside its folder.
+        The data set. Each image lies inside its folder; without `classes`, each class can be trained on and measured.
 
     Raises:
         InputError: One sentence with the file and the line.
     """
     listing = list_data(data, options, stop)
-    check_parts(listing, stop)
-    classes = classes_of(listing)
+    if classes is None:
+        check_parts(listing, stop)
+    else:
+        _check_known(listing, classes)
+    names = tuple(classes or classes_of(listing))
+    listing = replace(listing, order=names)
     if not skip_bad:
         found = list(find(listing, stop, stop))
         for row, path in found:
@@ -80,7 +101,7 @@ def read_table(data: Path, options: DataOptions = AS_NAMED, *, skip_bad: bool = 
                 read_header(path)
             except BadImage as bad:
                 raise InputError(bad_sentence(listing, row.line, bad)) from bad
-        return ImageTable(listing, classes, number(listing, found))
+        return ImageTable(listing, names, number(listing, found))
     skipped: list[str] = []
     found = list(find(listing, stop, skipped.append))
     good = []
@@ -89,8 +110,21 @@ def read_table(data: Path, options: DataOptions = AS_NAMED, *, skip_bad: bool = 
             good.append((row, path))
         else:
             skipped.append(bad_sentence(listing, row.line, decoded.bad))
-    check_parts(replace(listing, rows=tuple(row for row, _ in good)), stop)
-    return ImageTable(listing, classes, number(listing, good), tuple(skipped))
+    if classes is None:
+        check_parts(replace(listing, rows=tuple(row for row, _ in good)), stop)
+    return ImageTable(listing, names, number(listing, good), tuple(skipped))
+
+
+def _check_known(listing: Listing, classes: Sequence[str]) -> None:
+    """Each label is a class of the model."""
+    known = set(classes)
+    some = ", ".join(classes) if len(classes) <= 10 else f"{', '.join(classes[:9])} and {len(classes) - 9} others"
+    for row in listing.rows:
+        if row.label not in known:
+            raise InputError(
+                f"{listing.place(row.line)}: `label` must be a class of the model ({some}); got {row.label!r}. "
+                "Correct the line or remove it."
+            )
 
 
 def list_data(data: Path, options: DataOptions, refuse: Refuse) -> Listing:

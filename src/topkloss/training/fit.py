@@ -38,7 +38,7 @@ from topkloss.training.checkpoints import (
     write_weights,
 )
 from topkloss.training.config import FREE, TrainConfig, checked
-from topkloss.training.data import Images, ImageTable, data_path, preparation, read_table, split
+from topkloss.training.data import Images, ImageTable, preparation, split, table_of
 from topkloss.training.errors import DiskError, InputError
 from topkloss.training.examples import imbalance
 from topkloss.training.losses import create_criterion
@@ -129,10 +129,7 @@ class Run:
 def _prepare(config: TrainConfig, *, fresh: bool) -> Run:
     """Reads the data and makes the model; ``fresh``: with the weights that it begins from."""
     _check_machine(config)
-    layout = config.data_options
-    table = read_table(
-        data_path(config.csv, layout), layout, skip_bad=config.on_bad_image == "skip", workers=config.workers
-    )
+    table = table_of(config)
     train, held_out = split(table, config.seed, config.held_out)
     _quiet()
     lightning.seed_everything(config.seed, verbose=False)

@@ -17,7 +17,10 @@ from typing import Any
 from topkloss.training.config import RECORDED, TrainConfig, given
 from topkloss.training.errors import InputError
 
-__all__ = ["Begun", "EpochRecord", "RunRecord", "TrainConfig", "replacing", "write_epochs"]
+__all__ = ["WEIGHTS", "Begun", "EpochRecord", "RunRecord", "TrainConfig", "replacing", "write_epochs"]
+
+# In the folder of a finished run, beside the records.
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,11 @@ class RunRecord:
     time: dict[str, float] = field(default_factory=dict)
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the model's outputs."""
+        return tuple(self.data["classes"])
+
+    @property
     def last(self) -> EpochRecord:
         """The epoch that the weights are of."""
         return self.epochs[-1]
@@ -152,6 +160,8 @@ class RunRecord:
             figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
+            if not rows:
+                raise ValueError("no epoch in metrics.csv")
             return cls(
                 **{one.name: getattr(begun, one.name) for one in fields(Begun)},
                 epochs=tuple(
@@ -161,9 +171,11 @@ class RunRecord:
                 **{name: figures[name] for name in ("recall", "support", "gradient", "time", "seconds")},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            finished = (folder / "metrics.json").exists()
+            way_out = "Copy it whole, or train again" if finished else f"`topkloss train --resume {folder}` finishes it"
             raise InputError(
                 f"{folder} must be the folder of a finished run, with metrics.json and metrics.csv; "
-                f"got {type(error).__name__}: {error}. `topkloss train --resume {folder}` finishes it."
+                f"got {type(error).__name__}: {error}. {way_out}."
             ) from error
 
 

@@ -1,0 +1,120 @@
+"""A run on labelled images: its own held-out ones, or those of another table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from topkloss.training.data import ImageTable, split, table_of
+from topkloss.training.errors import InputError
+from topkloss.training.evaluation import Evaluation
+from topkloss.training.measures import RESAMPLES, measure
+from topkloss.training.outputs import outputs
+from topkloss.training.run import Run
+
+__all__ = ["evaluate", "write_evaluation"]
+
+SEED = 0
+
+
+def evaluate(
+    run: Run,
+    *,
+    csv: str | Path | None = None,
+    images: str | Path | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Evaluation:
+    """Measures a run; `topkloss.training.measures.measure` defines the figures.
+
+    Args:
+        run: From `topkloss.training.run.load_run`.
+        csv: A table or a folder, laid out as that of the run, the labels among the run's classes. Default: the images
+            that the run held out, which follow from its data and its seed.
+        images: The folder that image paths start from; default: the folder of the table.
+        batch_size: Images that pass through the model together.
+        workers: Processes that load images beside this one.
+
+    Raises:
+        InputError: If the table cannot be read, or, the default, is no longer what the run was trained on; if an image
+            cannot be read; if an option is out of range.
+    """
+    table, places = _held_out(run, images) if csv is None else _whole(run, csv, images)
+    examples = [table.examples[place] for place in places]
+    rows = []
+    for example, (logits, reason) in zip(
+        examples,
+        outputs(run, [example.path for example in examples], batch_size=batch_size, workers=workers),
+        strict=True,
+    ):
+        if logits is None:
+            raise InputError(
+                f"{table.listing.place(example.line)}: cannot read the image {example.path}: {reason}. "
+                f"Replace it or {table.listing.removal}."
+            )
+        rows.append(logits)
+    measures = measure(torch.stack(rows), torch.tensor([example.label for example in examples]), run.classes, seed=SEED)
+    return Evaluation(
+        run=str(run.folder),
+        data=str(table.listing.source),
+        digest=table.digest,
+        held_out=csv is None,
+        images=len(examples),
+        figures=measures.figures,
+        classes=measures.classes,
+        confusion=measures.confusion,
+        bins=measures.bins,
+        resamples=RESAMPLES,
+        seed=SEED,
+    )
+
+
+def write_evaluation(evaluation: Evaluation, out: Path | None) -> Path:
+    """Writes ``evaluation.json``.
+
+    Args:
+        evaluation: What to write.
+        out: The folder, made if need be. Default: that of the run; for another table, one in it, named after the table.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    folder = out or Path(evaluation.run) / ("" if evaluation.held_out else Path(evaluation.data).stem)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        evaluation.write(folder / "evaluation.json")
+    except OSError as error:
+        raise InputError(
+            f"`--out` must be a folder that can be written to; got {folder}: {error.strerror}. Pass another."
+        ) from error
+    return folder / "evaluation.json"
+
+
+def _whole(run: Run, csv: str | Path, images: str | Path | None) -> tuple[ImageTable, list[int]]:
+    asked = replace(run.config, csv=str(csv), images=None if images is None else str(images))
+    table = table_of(asked, classes=run.classes)
+    return table, list(range(len(table.examples)))
+
+
+def _held_out(run: Run, images: str | Path | None) -> tuple[ImageTable, list[int]]:
+    """The images that the run has not seen, as the trainer chose them."""
+    if images is not None:
+        raise InputError(f"`--images` must come with --data; got {images} alone. Pass --data, or leave it out.")
+    csv = run.config.csv
+    if csv is not None and not Path(csv).exists():
+        raise InputError(
+            f"{run.folder} was trained on {csv}, which must be there to find its held-out images; got no such file. "
+            "Put it back, or pass --data."
+        )
+    table = table_of(run.config)
+    if (table.digest, table.classes) != (run.digest, run.classes):
+        raise InputError(
+            f"{table.listing.source} must be what {run.folder} was trained on; got another content, so nobody knows "
+            "which images were held out. Restore it, or pass --data with images that the run has not seen."
+        )
+    return table, split(table, run.config.seed, run.config.held_out)[1]

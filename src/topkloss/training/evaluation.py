@@ -1,0 +1,110 @@
+"""What was measured of a run on labelled images: a frozen record, written as a file.
+
+Nothing here needs torch, so that a report shows it in an instant.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from topkloss.training.records import replacing
+
+__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number and its 95 % interval over the choice of images.
+
+    Attributes:
+        value: None where it is undefined.
+        low: The 2.5 % quantile of the resamples; None where there is no interval.
+        high: The 97.5 % quantile.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class against the rest; a figure is None where it would divide by 0.
+
+    Attributes:
+        name: Of the class.
+        support: Images of the class.
+        predicted: Images that the model takes for it.
+        precision: Share of those predicted that are of the class.
+        recall: Share of those of the class that are predicted.
+        f1: Harmonic mean of the two: twice the right ones over support plus predicted.
+        auroc: Probability that an image of the class gets a larger probability of it than one of another; ties
+            count half.
+    """
+
+    name: str
+    support: int
+    predicted: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    auroc: float | None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose predicted class has a probability between two bounds.
+
+    Attributes:
+        low: The lower bound, included.
+        high: The upper bound, excluded, but for that of the last bin, 1.
+        images: Their number.
+        confidence: Mean of these probabilities; None where there is no image.
+        accuracy: Share of the images that are classified right; None where there is no image.
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run, measured.
+
+    Attributes:
+        run: Its folder.
+        data: The table of the images.
+        digest: Of the table (SHA-256).
+        held_out: Whether they are the run's own held-out images.
+        images: Their number.
+        figures: `accuracy`, `balanced_accuracy`, `f1`, `auroc` (both the plain mean over the classes that have one),
+            `cross_entropy` in nats, `calibration_error`.
+        classes: In the order of the model's outputs.
+        confusion: Images of each class, a row, that were taken for each, a column.
+        bins: Of the reliability diagram.
+        resamples: How often the images were drawn for the intervals.
+        seed: Of the drawing.
+    """
+
+    run: str
+    data: str
+    digest: str
+    held_out: bool
+    images: int
+    figures: dict[str, Figure]
+    classes: tuple[ClassFigures, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    bins: tuple[Bin, ...]
+    resamples: int
+    seed: int
+
+    def write(self, path: Path) -> None:
+        """Writes it as JSON; what is undefined is null."""
+        with replacing(path) as partial:
+            content = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+            partial.write_text(content + "\n", encoding="utf-8")

@@ -1,0 +1,117 @@
+"""Images through the model of a run, in batches: the logits of each, or why there are none."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from topkloss.training.errors import InputError
+from topkloss.training.images import FORMATS, MOST_PIXELS, suffixes
+from topkloss.training.run import Run
+
+__all__ = ["SUFFIXES", "Item", "decoded", "outputs"]
+
+SUFFIXES = suffixes()
+
+Item = tuple[Tensor | None, str]
+Batch = tuple[Tensor, list[str]]
+
+
+def outputs(run: Run, paths: Sequence[Path], *, batch_size: int = 64, workers: int = 0) -> Iterator[Item]:
+    """The logits of each image, in order, as they come: float64 on the CPU, or None and the reason.
+
+    Args:
+        run: Whose model.
+        paths: Of images; what cannot be read costs nothing but its own place.
+        batch_size: Images that pass through the model together.
+        workers: Processes that load images beside this one.
+
+    Raises:
+        InputError: If an option is out of range or a process that loads images ends.
+    """
+    for option, value, least in (("--batch-size", batch_size, 1), ("--workers", workers, 0)):
+        if value < least:
+            raise InputError(f"`{option}` must be {least} or more; got {value}. Leave it out for the default.")
+    return _outputs(run, paths, batch_size, workers)
+
+
+def _outputs(run: Run, paths: Sequence[Path], batch_size: int, workers: int) -> Iterator[Item]:
+    images = _Images(paths, run.prepare)
+    loader: DataLoader[Item] = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=_together)
+    for batch, reasons in _batches(loader, workers):
+        with torch.inference_mode():
+            logits = iter(run.model(batch.to(run.device)).double().cpu() if len(batch) else ())
+        for reason in reasons:
+            if reason:
+                yield None, reason
+                continue
+            row: Tensor = next(logits)
+            yield (row, "") if bool(row.isfinite().all()) else (None, "the model's output is not finite")
+
+
+def decoded(path: Path) -> Image.Image:
+    """An image upright and in RGB; refused from its header where it is too large or has more than 8 bits.
+
+    Raises:
+        ValueError: With the reason in a few words.
+    """
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise ValueError("not a file" if os.path.exists(path) else "no such file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about metadata
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise ValueError(f"more than {MOST_PIXELS // 1_000_000} million pixels")
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"mode {image.mode}: more than 8 bits per channel")
+                return ImageOps.exif_transpose(image).convert("RGB")
+        except UnidentifiedImageError as error:
+            raise ValueError("no known image format") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"more than {MOST_PIXELS // 1_000_000} million pixels") from error
+        except ValueError:
+            raise
+        except Exception as error:  # a file of any content: Pillow's plugins raise what Python does
+            raise ValueError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+
+
+class _Images(Dataset[Item]):
+    def __init__(self, paths: Sequence[Path], prepare: v2.Transform) -> None:
+        self.paths = paths
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> Item:
+        try:
+            return self.prepare(decoded(self.paths[place])), ""
+        except ValueError as error:
+            return None, " ".join(str(error).split())
+
+
+def _together(items: list[Item]) -> Batch:
+    """The images that there are, and the reason, or none, at each place."""
+    images = [image for image, _ in items if image is not None]
+    return torch.stack(images) if images else torch.empty(0), [reason for _, reason in items]
+
+
+def _batches(loader: DataLoader[Item], workers: int) -> Iterator[Batch]:
+    try:
+        yield from loader
+    except (OSError, RuntimeError) as error:
+        if workers == 0:
+            raise
+        raise InputError(
+            f"`--workers` must be as many processes as the machine bears; got {workers}, and one ended: "
+            f"{str(error).partition('.')[0]}. Pass --workers 0."
+        ) from error
