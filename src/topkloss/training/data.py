@@ -92,8 +92,8 @@ def read_table(
         check_parts(listing, stop)
     else:
         _check_known(listing, classes)
-    names = tuple(classes or classes_of(listing))
-    listing = replace(listing, order=names)
+        listing = replace(listing, order=tuple(classes))
+    names = classes_of(listing)
     if not skip_bad:
         found = list(find(listing, stop, stop))
         for row, path in found:
