@@ -142,7 +142,7 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "a table of another encoding": (
         lambda: Path("data/pictures.csv").write_bytes("image,label\n2-0.png,\xe9".encode("latin-1")),
         OTHER,
-        "must be a CSV file in UTF-8",
+        "a table must be text in UTF-8",
     ),
     "another class": (change("data/pictures.csv", ",blank", ",full"), OTHER, "line 22: `label` must be a class of"),
     "an image that is gone": (lambda: Path("data/2-0.png").unlink(), OTHER, "line 2: there is no image"),
