@@ -181,15 +181,15 @@ def test_no_file_and_no_function_is_too_long() -> None:
 
 IMPORT = """
 import sys, time, torch
-before, start = set(sys.modules), time.perf_counter()
+before, start = set(sys.modules), time.process_time()
 import topkloss
-print(1000 * (time.perf_counter() - start), *sorted(set(sys.modules) - before))
+print(1000 * (time.process_time() - start), *sorted(set(sys.modules) - before))
 """
 
 
 def test_import_is_light() -> None:
     fastest = float("inf")
-    for _ in range(5):  # a busy machine may take several tries; a heavy import fails all of them
+    for _ in range(10):  # a busy machine may take several tries; a heavy import fails all of them
         command = [sys.executable, "-W", "error", "-c", IMPORT]
         run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         milliseconds, *loaded = run.stdout.split()
