@@ -116,7 +116,7 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None) -> RunRecord:
 
 
 @dataclass(frozen=True)
-class Run:
+class Prepared:
     """All that was read before anything is trained."""
 
     begun: Begun
@@ -126,7 +126,7 @@ class Run:
     model: nn.Module
 
 
-def _prepare(config: TrainConfig, *, fresh: bool) -> Run:
+def _prepare(config: TrainConfig, *, fresh: bool) -> Prepared:
     """Reads the data and makes the model; ``fresh``: with the weights that it begins from."""
     _check_machine(config)
     table = table_of(config)
@@ -159,10 +159,10 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Run:
             "classes": list(table.classes),
         },
     )
-    return Run(begun, table, train, held_out, model)
+    return Prepared(begun, table, train, held_out, model)
 
 
-def _trained(run: Run, folder: Path, checkpoint: dict[str, Any] | None) -> RunRecord:
+def _trained(run: Prepared, folder: Path, checkpoint: dict[str, Any] | None) -> RunRecord:
     """Trains what is left, and finishes the folder."""
     config = run.begun.config
     if _is_first():
@@ -187,7 +187,7 @@ def _trained(run: Run, folder: Path, checkpoint: dict[str, Any] | None) -> RunRe
     return record
 
 
-def _record(run: Run, progress: Progress) -> RunRecord:
+def _record(run: Prepared, progress: Progress) -> RunRecord:
     support = Counter(run.table.examples[index].label for index in run.held_out)
     return RunRecord(
         **vars(run.begun),
@@ -200,7 +200,7 @@ def _record(run: Run, progress: Progress) -> RunRecord:
     )
 
 
-def _train(run: Run, folder: Path, done: int) -> Progress:
+def _train(run: Prepared, folder: Path, done: int) -> Progress:
     """The epochs after the first ``done``."""
     config = run.begun.config
     train, held_out = _loaders(run, done)
@@ -269,7 +269,7 @@ def _trainer(config: TrainConfig, folder: Path) -> lightning.Trainer:
     )
 
 
-def _loaders(run: Run, done: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def _loaders(run: Prepared, done: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
     config = run.begun.config
     assert config.image_size is not None
     prepare = preparation(config.image_size, *colours(run.model))
@@ -345,7 +345,7 @@ def _check_same(folder: Path, begun: Begun, now: Begun) -> None:
         )
 
 
-def _summary(run: Run) -> str:
+def _summary(run: Prepared) -> str:
     """What was left out, how much there is, how uneven the classes are."""
     table, lines = run.table, []
     if table.skipped:
