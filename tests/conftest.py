@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.pictures import write_pictures
-
 settings.register_profile("default", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("quick", settings.get_profile("default"), max_examples=4)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=250)
@@ -19,6 +17,7 @@ settings.load_profile(os.environ.get("TOPKLOSS_HYPOTHESIS", "default"))
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch, in the folder `run` beside its pictures, in `data`. To be read only: copy it to spoil it."""
+    from tests.pictures import write_pictures  # here: the core's tests run without any extra
     from topkloss.training.fit import fit
     from topkloss.training.records import TrainConfig
 
