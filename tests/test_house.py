@@ -55,7 +55,8 @@ NO_EXAMPLE = {
     "Mined": "nobody makes one: `Monitor.compute` returns it, and the example of `Monitor` shows it",
 }
 
-MILLISECONDS_OF_IMPORT = 50
+# Of processor time, where torch itself takes this much; on a slower processor as much more.
+MILLISECONDS_OF_IMPORT, MILLISECONDS_OF_TORCH = 50, 1300
 
 
 def module_name(file: Path) -> str:
@@ -180,22 +181,25 @@ def test_no_file_and_no_function_is_too_long() -> None:
 
 
 IMPORT = """
-import sys, time, torch
-before, start = set(sys.modules), time.process_time()
+import sys, time
+start = time.process_time()
+import torch
+before, between = set(sys.modules), time.process_time()
 import topkloss
-print(1000 * (time.process_time() - start), *sorted(set(sys.modules) - before))
+end = time.process_time()
+print(1000 * (end - between), 1000 * (between - start), *sorted(set(sys.modules) - before))
 """
 
 
 def test_import_is_light() -> None:
     fastest = float("inf")
-    for _ in range(10):  # a busy machine may take several tries; a heavy import fails all of them
+    for _ in range(5):  # a busy machine may take several tries; a heavy import fails all of them
         command = [sys.executable, "-W", "error", "-c", IMPORT]
         run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-        milliseconds, *loaded = run.stdout.split()
+        own, torchs, *loaded = run.stdout.split()
         assert loaded, "nothing was imported"
         assert [name for name in loaded if name.split(".")[0] != "topkloss"] == []
-        fastest = min(fastest, float(milliseconds))
+        fastest = min(fastest, float(own) * min(1.0, MILLISECONDS_OF_TORCH / float(torchs)))
         if fastest < MILLISECONDS_OF_IMPORT:
             return
     pytest.fail(f"`import topkloss` adds {fastest:.0f} ms to torch's own; at most {MILLISECONDS_OF_IMPORT} ms")
