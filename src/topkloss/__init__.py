@@ -18,6 +18,7 @@ from topkloss.compound import *  # noqa: F403
 from topkloss.criterion import *  # noqa: F403
 from topkloss.distributed import *  # noqa: F403
 from topkloss.elements import *  # noqa: F403
+from topkloss.kernels.cross_entropy import average_top_k_cross_entropy
 from topkloss.mining import *  # noqa: F403
 from topkloss.monitor import *  # noqa: F403
 from topkloss.schedule import *  # noqa: F403
@@ -25,7 +26,7 @@ from topkloss.selection import *  # noqa: F403
 from topkloss.selective import *  # noqa: F403
 from topkloss.soft import *  # noqa: F403
 
-__all__: list[str] = []
+__all__: list[str] = ["average_top_k_cross_entropy"]
 __all__ += aggregate.__all__
 __all__ += soft.__all__
 __all__ += criterion.__all__

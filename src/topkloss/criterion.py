@@ -19,6 +19,7 @@ from topkloss.arguments import (
 from topkloss.counted import Counted, Prepare, count_together
 from topkloss.distributed import ProcessGroup, Ranks, check_process_group, ranks_of
 from topkloss.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, cross_entropy_elements, scaled
+from topkloss.kernels.cross_entropy import Backend, average_top_k_cross_entropy, check_backend
 from topkloss.selection import Selection, ranked_weights, selection_of, value_of
 
 __all__ = ["AverageRankedRangeLoss", "AverageTopKCrossEntropyLoss", "AverageTopKLoss"]
@@ -326,6 +327,7 @@ class AverageTopKCrossEntropyLoss(AverageTopKLoss):
         weight, ignore_index, label_smoothing: See `CrossEntropy`.
         level, nan_policy, process_group: See `OfElements`.
         within: See `Criterion`.
+        backend, inplace: See `average_top_k_cross_entropy`; they concern elements that are ranked all together here.
 
     Example:
         >>> criterion = AverageTopKCrossEntropyLoss(fraction=0.5)
@@ -348,15 +350,48 @@ class AverageTopKCrossEntropyLoss(AverageTopKLoss):
         within: Within = "batch",
         nan_policy: NanPolicy = "propagate",
         process_group: ProcessGroup | None = None,
+        backend: Backend = "auto",
+        inplace: bool = False,
     ) -> None:
         super().__init__(
             None, k=k, fraction=fraction, level=level, within=within, nan_policy=nan_policy, process_group=process_group
         )
         check_label_smoothing(label_smoothing)
         check_class_weights(weight)
+        check_backend(backend)
         self.register_buffer("weight", weight)  # here, as in nn.CrossEntropyLoss: so their checkpoints are the same
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.backend: Backend = backend
+        self.inplace = inplace
+
+    def forward(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        *,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        scores: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> Tensor:
+        """See `Criterion.forward`."""
+        given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight}
+        one_line = (self.level, self.within, self.nan_policy) == ("element", "batch", "propagate")
+        if not one_line or self.process_group is not None or scores is not None or groups is not None:
+            return super().forward(outputs, targets, scores=scores, groups=groups, **given)
+        return average_top_k_cross_entropy(
+            outputs,
+            targets,
+            k=self.k,
+            fraction=self.fraction,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            backend=self.backend,
+            inplace=self.inplace,
+            **given,
+        )
 
     def _elements(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
         return cross_entropy_elements(

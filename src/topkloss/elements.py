@@ -211,7 +211,7 @@ def cross_entropy_elements(
         counts = counts & mask
     mass = sample_weight
     if weight is not None:
-        own = _class_mass(targets, weight)
+        own = class_mass(targets, weight)
         mass = own if mass is None else own * mass
     if mass is not None:
         counts = counts & (mass != 0)  # here already: the loss must not see what does not count
@@ -224,7 +224,7 @@ def scaled(count: float | None, scale: float) -> float | None:
     return count if count is None or scale == 1.0 else count * scale
 
 
-def _class_mass(targets: Tensor, weight: Tensor) -> Tensor:
+def class_mass(targets: Tensor, weight: Tensor) -> Tensor:
     """The class weight of each target, float64; 1 where the target is no class, which the loss then reports."""
     legal = (targets >= 0) & (targets < weight.numel())
     return torch.where(legal, weight.detach().double()[targets.masked_fill(~legal, 0)], 1)

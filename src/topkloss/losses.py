@@ -76,10 +76,7 @@ def cross_entropy(
     illegal = (targets < 0) | (targets >= classes)
     if values_are_readable(targets):
         if bool(illegal.any()):
-            raise ValueError(
-                f"`targets` must be classes in [0, {classes}) where counted; got {int(targets[illegal][0])}. "
-                "If that marks elements to leave out, pass it as `ignore_index`."
-            )
+            raise illegal_target(int(targets[illegal][0]), classes)
     else:
         targets = targets.masked_fill(illegal, 0)
 
@@ -101,6 +98,14 @@ def cross_entropy(
     if not values_are_readable(targets):
         losses = losses.masked_fill(illegal, torch.nan)
     return losses, scores
+
+
+def illegal_target(target: int, classes: int) -> ValueError:
+    """The error about a counted target that is no class."""
+    return ValueError(
+        f"`targets` must be classes in [0, {classes}) where counted; got {target}. "
+        "If that marks elements to leave out, pass it as `ignore_index`."
+    )
 
 
 def _without_poison(outputs: Tensor, mask: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from topkloss.kernels import native
 from topkloss.tensors import values_are_readable
 
 # Masses are sums of rounded numbers: a sum this close to the wanted one, relatively, has reached it; and as much closer
@@ -56,10 +57,20 @@ def kth_largest(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLarge
     need = wanted * (1 - SLACK - SLACK_OF_EACH * scores.numel())
     scores, mass = scores.reshape(-1), None if mass is None else mass.reshape(-1)
     if values_are_readable(scores):
+        if native.is_available():
+            return _natively(scores, mass, float(need))
         return _by_pivots(scores, mass, float(need)) if bool(need > 0) else _kth(scores.new_tensor(-torch.inf), 0, 0)
     if scores.device.type != "cpu" and not torch._C._are_functorch_transforms_active():
         return _around(_by_bisection(scores, mass, need), scores, mass)
     return _around(_by_sorting(scores, mass, need), scores, mass)
+
+
+def _natively(scores: Tensor, mass: Tensor | None, need: float) -> KthLargest:
+    if not need > 0 or scores.numel() == 0:
+        return _kth(scores.new_tensor(-torch.inf), 0, 0)
+    mass = None if mass is None else mass.contiguous()
+    score, above, tied = native.kth_largest(scores.contiguous(), mass, need)
+    return _kth(scores.new_tensor(score), above, tied)
 
 
 def _around(score: Tensor, scores: Tensor, mass: Tensor | None) -> KthLargest:

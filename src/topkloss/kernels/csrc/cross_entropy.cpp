@@ -1,0 +1,110 @@
+// Cross-entropy of many elements: the build for this processor, and its share of the elements for each thread.
+
+#include "cross_entropy.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "parallel.h"
+
+namespace topkloss {
+namespace {
+
+constexpr int64_t GRAIN = 1 << 15;  // logits (or losses) that are worth a thread
+
+struct Build {
+  const char *vectors;
+  const CrossEntropyKernels *kernels;
+};
+
+Build build_for_this_processor() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    return {"avx512", cross_entropy_avx512};
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"avx2", cross_entropy_avx2};
+  return {"", cross_entropy_native};
+#else
+  return {"native", cross_entropy_native};
+#endif
+}
+
+const Build &build() {
+  static const Build chosen = build_for_this_processor();
+  return chosen;
+}
+
+int64_t tasks_for(int64_t numbers, int64_t threads) {
+  return std::max<int64_t>(1, std::min(threads, numbers / GRAIN));
+}
+
+template <typename Real>
+double weighted_sum(const Real *scores, const Real *losses, Part part, const topkloss_rule &rule) {
+  double sum = 0;
+  if (rule.mass == nullptr && rule.threshold == rule.threshold) {
+    const auto threshold = static_cast<Real>(rule.threshold);
+    double tied = 0;
+#pragma omp simd reduction(+ : sum, tied)
+    for (int64_t i = part.first; i < part.last; ++i) {
+      sum += scores[i] > threshold ? losses[i] : Real{0};
+      tied += scores[i] == threshold ? losses[i] : Real{0};
+    }
+    return rule.scale * (rule.part == 0 ? sum : sum + rule.part * tied);
+  }
+  for (int64_t i = part.first; i < part.last; ++i) {
+    const Real weight = weight_of(rule, scores[i], i);
+    if (weight != 0) sum += static_cast<double>(weight) * static_cast<double>(losses[i]);
+  }
+  return sum;
+}
+
+}  // namespace
+}  // namespace topkloss
+
+using namespace topkloss;
+
+const char *topkloss_vectors() { return build().vectors; }
+
+int topkloss_shares_openmp() { return shares_openmp() ? 1 : 0; }
+
+void topkloss_cross_entropy(const topkloss_logits *of, void *scores, void *losses, topkloss_found *found) {
+  const int64_t n = of->samples * of->places, tasks = tasks_for(n * of->classes, of->threads);
+  std::vector<topkloss_found> parts(tasks, {0, 0, -1});
+  for_each_task(tasks, [&](int64_t task) {
+    const Part part = part_of(n, task, tasks);
+    build().kernels[of->type].scores(*of, part.first, part.last, scores, losses, parts[task]);
+  });
+  *found = {0, 0, -1};
+  for (const auto &part : parts) {
+    found->counted += part.counted;
+    found->nan |= part.nan;
+    if (found->illegal < 0) found->illegal = part.illegal;
+  }
+}
+
+void topkloss_cross_entropy_gradient(const topkloss_logits *of, const void *scores, const topkloss_rule *rule,
+                                     void *gradient) {
+  const int64_t n = of->samples * of->places, tasks = tasks_for(n * of->classes, of->threads);
+  for_each_task(tasks, [&](int64_t task) {
+    const Part part = part_of(n, task, tasks);
+    build().kernels[of->type].gradient(*of, part.first, part.last, scores, *rule, gradient);
+  });
+}
+
+double topkloss_weighted_sum(int64_t type, const void *scores, const void *losses, int64_t n, const topkloss_rule *rule,
+                             int64_t threads) {
+  const int64_t tasks = tasks_for(n, threads);
+  std::vector<double> sums(tasks);
+  for_each_task(tasks, [&](int64_t task) {
+    const Part part = part_of(n, task, tasks);
+    sums[task] = type == TOPKLOSS_FLOAT64
+                     ? weighted_sum(static_cast<const double *>(scores), static_cast<const double *>(losses), part, *rule)
+                     : weighted_sum(static_cast<const float *>(scores), static_cast<const float *>(losses), part, *rule);
+  });
+  double sum = 0;
+  for (const double part : sums) sum += part;
+  return sum;
+}

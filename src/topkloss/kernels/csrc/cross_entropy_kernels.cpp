@@ -1,0 +1,552 @@
+// Compiled several times, each for one set of vector instructions: TOPKLOSS_KERNELS names the table that comes out.
+//
+// Elements are taken in tiles that stay in the cache, with the element along the vector and the classes one after the
+// other ("planes"); a row of many classes by itself. Nothing of the standard library is used here: a function of it
+// that two builds share would be linked from either.
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cross_entropy.h"
+#include "maths.h"
+
+namespace topkloss {
+namespace {
+
+constexpr int TILE = 256;           // elements of a tile, at most
+constexpr int LONG_ROW = 48;        // classes from which on a row fills vectors by itself
+
+// Memory for the tiles that are not used where they lie.
+template <typename Real>
+struct Scratch {
+  Real *numbers;
+
+  explicit Scratch(int64_t size) : numbers(static_cast<Real *>(aligned_alloc(64, (size * sizeof(Real) + 127) / 64 * 64))) {
+    if (numbers == nullptr) abort();
+  }
+  ~Scratch() { free(numbers); }
+  Scratch(const Scratch &) = delete;
+  Scratch &operator=(const Scratch &) = delete;
+};
+
+// Logits as planes: class c of element p is x[c * pitch + p]; whole vectors of elements may be read and written.
+template <typename Real>
+struct Planes {
+  Real *x;
+  int64_t pitch;
+};
+
+// What softmax and loss of the elements of a tile are made of.
+template <typename Real>
+struct Sums {
+  alignas(64) Int<Real> target[TILE];
+  alignas(64) Real most[TILE];   // the largest logit
+  alignas(64) Real rest[TILE];   // the sum of exp(x - most) over all classes but the target's
+  alignas(64) Real below[TILE];  // most - x of the target
+};
+
+template <typename Real>
+void find_most(Planes<Real> of, int64_t classes, int size, Real *most) {
+  memcpy(most, of.x, size * sizeof(Real));
+  for (int64_t c = 1; c < classes; ++c) {
+    const Real *const x = of.x + c * of.pitch;
+    for (int p = 0; p < size; p += LANES<Real>) {
+      const auto now = load_vector<Reals<Real>>(x + p), before = load_vector<Reals<Real>>(most + p);
+      store_vector(most + p, now > before ? now : before);
+    }
+  }
+}
+
+// Fills the sums, given the targets; writes exp(x - most) to `out` where that is wanted, which may be the logits.
+template <bool WRITES, typename Real>
+void sum_up(Planes<Real> of, int64_t classes, int size, Sums<Real> &sums, Planes<Real> out) {
+  find_most(of, classes, size, sums.most);
+  for (int p = 0; p < size; p += LANES<Real>) {
+    const auto target = load_vector<Ints<Real>>(sums.target + p);
+    const auto most = load_vector<Reals<Real>>(sums.most + p);
+    Reals<Real> rest{}, below{};
+    for (int64_t c = 0; c < classes; ++c) {
+      const auto x = load_vector<Reals<Real>>(of.x + c * of.pitch + p) - most;
+      const auto power = exp_of(x);
+      const auto own = target == static_cast<Int<Real>>(c);
+      rest += own ? Reals<Real>{} : power;
+      below = own ? -x : below;
+      if (WRITES) store_vector(out.x + c * out.pitch + p, power);
+    }
+    store_vector(sums.rest + p, rest);
+    store_vector(sums.below + p, below);
+  }
+}
+
+// -log p of the target: the logarithm of 1 + u, where u is summed without the largest term, so that nothing cancels.
+template <typename Real>
+Reals<Real> score_of(Reals<Real> below, Reals<Real> rest) {
+  const auto u = below > Real{0} ? (rest - Real{1}) + exp_of(-below) : rest;
+  return below + log1p_of(u < Real{0} ? Reals<Real>{} : u);
+}
+
+template <typename Real>
+Real score_of(Real below, Real rest) {
+  return score_of<Real>(Reals<Real>{} + below, Reals<Real>{} + rest)[0];
+}
+
+// How a run of elements lies in memory.
+template <typename T>
+struct Place {
+  const topkloss_logits &of;
+  const T *logits;
+  int64_t offset;   // of its first element's first logit
+  int64_t element;  // the number of its first element
+  int size;
+
+  static Place at(const topkloss_logits &of, int64_t first, int64_t last, int most) {
+    const int64_t sample = first / of.places, place = first % of.places;
+    int64_t size = of.places - place < last - first ? of.places - place : last - first;
+    size = size < most ? size : most;
+    const int64_t offset = sample * of.sample_stride + place * of.place_stride;
+    return {of, static_cast<const T *>(of.logits) + offset, offset, first, static_cast<int>(size)};
+  }
+
+};
+
+// Whether a tile can be used where it lies, in whole vectors.
+template <typename T, typename Real>
+inline bool lies_in_planes(const Place<T> &at) {
+  return sizeof(T) == sizeof(Real) && at.of.place_stride == 1 && at.size % LANES<Real> == 0;
+}
+
+// So many elements as whole vectors.
+template <typename Real>
+inline int whole(int size) {
+  return (size + LANES<Real> - 1) / LANES<Real> * LANES<Real>;
+}
+
+inline int64_t pitch_of_scratch() { return TILE + 16; }  // no power of two: neighbours in a row share no cache set
+
+// The chosen elements of a tile as planes in scratch; all of them without an index.
+template <typename T, typename Real>
+void load(const Place<T> &from, const int *index, int n, Real *scratch) {
+  const int64_t classes = from.of.classes, pitch = pitch_of_scratch();
+  const int64_t along = from.of.place_stride, across = from.of.class_stride;
+  if (across == 1) {
+    for (int i = 0; i < n; ++i) {
+      const T *const row = from.logits + (index == nullptr ? i : index[i]) * along;
+      for (int64_t c = 0; c < classes; ++c) scratch[c * pitch + i] = number(row[c]);
+    }
+    return;
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+    const T *const plane = from.logits + c * across;
+    Real *const to = scratch + c * pitch;
+    if (index == nullptr) {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) to[i] = number(plane[i]);
+    } else {
+      for (int i = 0; i < n; ++i) to[i] = number(plane[index[i]]);
+    }
+  }
+}
+
+// The other way round; what is not chosen becomes 0.
+template <typename T, typename Real>
+void save(const Real *scratch, const Place<T> &at, const int *index, int n, T *gradient) {
+  const int64_t classes = at.of.classes, pitch = pitch_of_scratch();
+  const int64_t along = at.of.place_stride, across = at.of.class_stride;
+  if (across == 1) {
+    for (int p = 0; n < at.size && p < at.size; ++p) memset(gradient + p * along, 0, classes * sizeof(T));
+    for (int i = 0; i < n; ++i) {
+      T *const row = gradient + (index == nullptr ? i : index[i]) * along;
+      for (int64_t c = 0; c < classes; ++c) store(row[c], scratch[c * pitch + i]);
+    }
+    return;
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+    T *const plane = gradient + c * across;
+    const Real *const from = scratch + c * pitch;
+    if (index == nullptr) {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) store(plane[i], from[i]);
+    } else {
+      memset(plane, 0, at.size * sizeof(T));
+      for (int i = 0; i < n; ++i) store(plane[index[i]], from[i]);
+    }
+  }
+}
+
+// The smoothed part of a loss: what class weights and the share of smoothing make of it.
+template <typename Real>
+struct Smoothing {
+  const Real *weight;  // null = 1 each
+  Real each, whole;    // the share of a class; the sum of the weights
+
+  explicit Smoothing(const topkloss_logits &of)
+      : weight(static_cast<const Real *>(of.class_weight)), each(static_cast<Real>(of.smoothing / of.classes)) {
+    double sum = weight == nullptr ? of.classes : 0.0;
+    for (int64_t c = 0; weight != nullptr && c < of.classes; ++c) sum += weight[c];
+    whole = static_cast<Real>(sum);
+  }
+
+  Real of_class(int64_t c) const { return weight == nullptr ? Real{1} : weight[c]; }
+  // Relative to the target's own weight, which is its mass; of weight 0 nothing counts.
+  Real relative(int64_t target) const {
+    const Real own = of_class(target);
+    return own > 0 ? each / own : each;
+  }
+};
+
+// (1 - smoothing) score + smoothing / C * sum of w_c / w_y (score + x_y - x_c)
+template <typename Real>
+inline Real smoothed(const Smoothing<Real> &by, double smoothing, Real score, Real below, Real drop, int64_t target) {
+  // drop: the sum of w_c (most - x_c); -log p_c = (score - below) + (most - x_c)
+  return static_cast<Real>(1 - smoothing) * score + by.relative(target) * (by.whole * (score - below) + drop);
+}
+
+template <typename Real>
+void sum_drops(Planes<Real> of, int64_t classes, int size, const Smoothing<Real> &by, const Real *most, Real *drop) {
+  for (int p = 0; p < size; ++p) drop[p] = 0;
+  for (int64_t c = 0; c < classes; ++c) {
+    const Real *const x = of.x + c * of.pitch;
+    const Real weight = by.of_class(c);
+#pragma omp simd
+    for (int p = 0; p < size; ++p) drop[p] += weight * (most[p] - x[p]);
+  }
+}
+
+// Targets as they are looked up, 0 where not counted; counts them and finds the first that is no class.
+template <typename T, typename Integer>
+void take_targets(const Place<T> &at, Integer *target, bool *counts, topkloss_found &found) {
+  const int64_t *const labels = at.of.targets + at.element;
+  const auto classes = static_cast<uint64_t>(at.of.classes);
+  int64_t counted = 0, illegal = 0;
+  for (int p = 0; p < at.size; ++p) {
+    const bool legal = static_cast<uint64_t>(labels[p]) < classes;
+    counts[p] = labels[p] != at.of.ignore_index && (at.of.counts == nullptr || at.of.counts[at.element + p] != 0);
+    counted += counts[p];
+    illegal += counts[p] & !legal;
+    target[p] = counts[p] & legal ? static_cast<Integer>(labels[p]) : 0;
+  }
+  found.counted += counted;
+  for (int p = 0; illegal > 0 && found.illegal < 0; ++p) {
+    if (counts[p] && static_cast<uint64_t>(labels[p]) >= classes) found.illegal = at.element + p;
+  }
+}
+
+// The logits of a tile, where they lie or in scratch.
+template <typename T, typename Real>
+Planes<Real> planes_of(const Place<T> &at, Real *scratch) {
+  if (lies_in_planes<T, Real>(at)) {
+    return {const_cast<Real *>(reinterpret_cast<const Real *>(at.logits)), at.of.class_stride};
+  }
+  load(at, nullptr, at.size, scratch);
+  return {scratch, pitch_of_scratch()};
+}
+
+template <typename T, typename Real>
+void score_tile(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Real *scores, Real *losses,
+                topkloss_found &found) {
+  Sums<Real> sums;
+  bool counts[TILE];
+  alignas(64) Real score[TILE];
+  const int size = whole<Real>(at.size);
+  for (int p = at.size; p < size; ++p) sums.target[p] = 0;
+  take_targets(at, sums.target, counts, found);
+  const Planes<Real> planes = planes_of(at, scratch);
+  sum_up<false>(planes, at.of.classes, size, sums, planes);
+  for (int p = 0; p < size; p += LANES<Real>) {
+    const auto below = load_vector<Reals<Real>>(sums.below + p), rest = load_vector<Reals<Real>>(sums.rest + p);
+    store_vector(score + p, score_of<Real>(below, rest));
+  }
+  int nan = 0;
+  for (int p = 0; p < at.size; ++p) {
+    nan |= counts[p] & (score[p] != score[p]);
+    scores[p] = counts[p] ? score[p] : -static_cast<Real>(__builtin_inf());
+  }
+  found.nan |= nan;
+  if (losses == nullptr) return;
+  alignas(64) Real drop[TILE];
+  sum_drops(planes, at.of.classes, at.size, by, sums.most, drop);
+  for (int p = 0; p < at.size; ++p) {
+    const Real loss = smoothed(by, at.of.smoothing, score[p], sums.below[p], drop[p], sums.target[p]);
+    losses[p] = counts[p] ? loss : Real{0};
+    found.nan |= counts[p] & (loss != loss);
+  }
+}
+
+// One row of many classes: the same sums.
+template <typename Real>
+struct RowSums {
+  Real most, rest, below;
+};
+
+template <typename Real>
+Real most_of(const Real *x, int64_t classes) {
+  Real most = x[0];
+#pragma omp simd reduction(max : most)
+  for (int64_t c = 0; c < classes; ++c) most = x[c] > most ? x[c] : most;
+  return most;
+}
+
+// The sum of exp(x - most) over [first, last).
+template <bool WRITES, typename Real>
+Real sum_powers(const Real *x, int64_t first, int64_t last, Real most, Real *out) {
+  constexpr int64_t lanes = LANES<Real>;
+  Reals<Real> sums{};
+  int64_t c = first;
+  for (; c + lanes <= last; c += lanes) {
+    const auto power = exp_of(load_vector<Reals<Real>>(x + c) - most);
+    sums += power;
+    if (WRITES) store_vector(out + c, power);
+  }
+  if (c < last) {
+    Reals<Real> some{};
+    for (int64_t i = 0; i < last - c; ++i) some[i] = x[c + i] - most;
+    const auto power = exp_of(some);
+    for (int64_t i = 0; i < last - c; ++i) {
+      sums[i] += power[i];
+      if (WRITES) out[c + i] = power[i];
+    }
+  }
+  Real sum = 0;
+  for (int i = 0; i < lanes; ++i) sum += sums[i];
+  return sum;
+}
+
+template <bool WRITES, typename Real>
+RowSums<Real> sum_up_row(const Real *x, int64_t classes, int64_t target, Real *out) {
+  const Real most = most_of(x, classes), below = most - x[target];
+  const Real before = sum_powers<WRITES>(x, 0, target, most, out);
+  return {most, before + sum_powers<WRITES>(x, target + 1, classes, most, out), below};
+}
+
+// A row as numbers: where it lies, or in scratch.
+template <typename T, typename Real>
+const Real *row_of(const T *logits, int64_t classes, Real *scratch) {
+  if (sizeof(T) == sizeof(Real)) return reinterpret_cast<const Real *>(logits);
+#pragma omp simd
+  for (int64_t c = 0; c < classes; ++c) scratch[c] = number(logits[c]);
+  return scratch;
+}
+
+template <typename T, typename Real>
+void score_rows(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Real *scores, Real *losses,
+                topkloss_found &found) {
+  int32_t target[TILE];
+  bool counts[TILE];
+  take_targets(at, target, counts, found);
+  const int64_t classes = at.of.classes;
+  for (int p = 0; p < at.size; ++p) {
+    Real score = -static_cast<Real>(__builtin_inf()), loss = 0;
+    if (counts[p]) {
+      const Real *const x = row_of(at.logits + p * at.of.place_stride, classes, scratch);
+      const RowSums<Real> sums = sum_up_row<false>(x, classes, target[p], static_cast<Real *>(nullptr));
+      score = score_of(sums.below, sums.rest);
+      if (losses != nullptr) {
+        Real drop = 0;
+        for (int64_t c = 0; c < classes; ++c) drop += by.of_class(c) * (sums.most - x[c]);
+        loss = smoothed(by, at.of.smoothing, score, sums.below, drop, target[p]);
+      }
+      found.nan |= score != score || loss != loss;
+    }
+    scores[p] = score;
+    if (losses != nullptr) losses[p] = loss;
+  }
+}
+
+inline int64_t scratch_of(const topkloss_logits &of) {
+  return of.class_stride == 1 && of.classes >= LONG_ROW ? of.classes : of.classes * pitch_of_scratch();
+}
+
+template <typename T>
+void scores_of(const topkloss_logits &of, int64_t first, int64_t last, void *scores, void *losses,
+               topkloss_found &found) {
+  using Real = Computing<T>;
+  const bool rows = of.class_stride == 1 && of.classes >= LONG_ROW;
+  const Smoothing<Real> by(of);
+  Scratch<Real> scratch(scratch_of(of));
+  while (first < last) {
+    const auto at = Place<T>::at(of, first, last, TILE);
+    Real *const to = static_cast<Real *>(scores) + at.element;
+    Real *const smoothed_to = losses == nullptr ? nullptr : static_cast<Real *>(losses) + at.element;
+    if (rows) {
+      score_rows(at, scratch.numbers, by, to, smoothed_to, found);
+    } else {
+      score_tile(at, scratch.numbers, by, to, smoothed_to, found);
+    }
+    first += at.size;
+  }
+}
+
+// Factors of the gradient of one element: of the powers, the target's own, and of the smoothed part.
+template <typename Real>
+struct Factors {
+  Real power, own, spread;
+};
+
+template <typename Real>
+Factors<Real> factors_of(const Smoothing<Real> &by, double smoothing, Real weight, Real rest, Real below,
+                         int64_t target) {
+  const Real sum = rest + exp_of(Reals<Real>{} - below)[0];
+  if (smoothing == 0) return {weight / sum, -weight * (rest / sum), Real{0}};
+  const Real relative = by.relative(target);
+  const Real all = static_cast<Real>(1 - smoothing) + relative * by.whole;
+  const Real more = relative * (by.whole - by.of_class(target));
+  return {weight * all / sum, weight * (more - all * (rest / sum)), weight * relative};
+}
+
+// The gradient of planes whose powers are given.
+template <typename Real>
+void differentiate(Planes<Real> powers, Planes<Real> to, int64_t classes, int size, const Sums<Real> &sums,
+                   const Real *weights) {
+  for (int p = 0; p < size; p += LANES<Real>) {
+    const auto target = load_vector<Ints<Real>>(sums.target + p);
+    const auto weight = load_vector<Reals<Real>>(weights + p), rest = load_vector<Reals<Real>>(sums.rest + p);
+    const auto each = weight / (rest + exp_of(-load_vector<Reals<Real>>(sums.below + p)));
+    const auto own = -(rest * each);
+    for (int64_t c = 0; c < classes; ++c) {
+      const auto rival = load_vector<Reals<Real>>(powers.x + c * powers.pitch + p) * each;
+      const auto slope = target == static_cast<Int<Real>>(c) ? own : rival;
+      store_vector(to.x + c * to.pitch + p, weight == Real{0} ? Reals<Real>{} : slope);
+    }
+  }
+}
+
+template <typename Real>
+void differentiate_smoothed(Planes<Real> powers, Planes<Real> to, int64_t classes, int size, const Sums<Real> &sums,
+                            const Real *weights, const Smoothing<Real> &by, double smoothing) {
+  for (int p = 0; p < size; ++p) {
+    const auto f = factors_of(by, smoothing, weights[p], sums.rest[p], sums.below[p], sums.target[p]);
+    for (int64_t c = 0; c < classes; ++c) {
+      const Real rival = powers.x[c * powers.pitch + p] * f.power - f.spread * by.of_class(c);
+      const Real slope = c == sums.target[p] ? f.own : rival;
+      to.x[c * to.pitch + p] = weights[p] == 0 ? Real{0} : slope;
+    }
+  }
+}
+
+// From the logits of so many elements to their gradient. The powers go to scratch, not where the gradient will be:
+// that lies as far into a page as the logits, and the processor would take each store for one to the next load.
+template <typename Real>
+void differentiate_planes(Planes<Real> from, Planes<Real> scratch, Planes<Real> to, const topkloss_logits &of,
+                          int size, Sums<Real> &sums, const Real *weight, const Smoothing<Real> &by) {
+  sum_up<true>(from, of.classes, whole<Real>(size), sums, scratch);
+  if (of.smoothing == 0) {
+    differentiate(scratch, to, of.classes, whole<Real>(size), sums, weight);
+  } else {
+    differentiate_smoothed(scratch, to, of.classes, size, sums, weight, by, of.smoothing);
+  }
+}
+
+// The weights of a run of elements, where mass is 1 each and the threshold a number.
+template <typename Real>
+void weigh_plainly(const topkloss_rule &rule, const Real *scores, int size, Real *weight) {
+  const auto threshold = static_cast<Real>(rule.threshold);
+  const auto above = static_cast<Real>(rule.scale), at = static_cast<Real>(rule.scale * rule.part);
+#pragma omp simd
+  for (int p = 0; p < size; ++p) weight[p] = scores[p] > threshold ? above : (scores[p] == threshold ? at : Real{0});
+}
+
+// Weights of a tile, and which of its elements weigh something; their number.
+template <typename T, typename Real>
+int select(const Place<T> &at, const Real *scores, const topkloss_rule &rule, int *index, Real *weight) {
+  if (rule.mass == nullptr && rule.threshold == rule.threshold) {
+    weigh_plainly(rule, scores, at.size, weight);
+  } else {
+    for (int p = 0; p < at.size; ++p) weight[p] = weight_of(rule, scores[p], at.element + p);
+  }
+  int selected = 0;
+  for (int p = 0; p < at.size; ++p) {
+    index[selected] = p;
+    selected += weight[p] != 0;
+  }
+  return selected;
+}
+
+template <typename T, typename Real>
+void differentiate_tile(const Place<T> &at, Real *scratch, const Real *scores, const topkloss_rule &rule,
+                        const Smoothing<Real> &by, T *gradient) {
+  Sums<Real> sums;
+  int index[TILE + 1];
+  alignas(64) Real weight[TILE];
+  const int selected = select(at, scores, rule, index, weight);
+  const int64_t *const labels = at.of.targets + at.element;
+  const Planes<Real> own{scratch, pitch_of_scratch()};
+  const bool dense = 2 * selected >= at.size && at.of.place_stride == 1;
+  const int n = dense ? at.size : selected;
+  for (int i = 0; i < n; ++i) {
+    const int p = dense ? i : index[i];
+    weight[i] = weight[p];
+    sums.target[i] = weight[p] == 0 ? 0 : static_cast<Int<Real>>(labels[p]);
+  }
+  for (int i = n; i < whole<Real>(n); ++i) {
+    weight[i] = 0;
+    sums.target[i] = 0;
+  }
+  if (dense && lies_in_planes<T, Real>(at)) {
+    const Planes<Real> to{reinterpret_cast<Real *>(gradient), at.of.class_stride};
+    return differentiate_planes(planes_of(at, scratch), own, to, at.of, n, sums, weight, by);
+  }
+  load(at, dense ? nullptr : index, n, scratch);
+  if (n > 0) differentiate_planes(own, own, own, at.of, n, sums, weight, by);
+  save(scratch, at, dense ? nullptr : index, n, gradient);
+}
+
+template <typename T, typename Real>
+void differentiate_rows(const Place<T> &at, Real *scratch, const Real *scores, const topkloss_rule &rule,
+                        const Smoothing<Real> &by, T *gradient) {
+  const int64_t classes = at.of.classes;
+  for (int p = 0; p < at.size; ++p) {
+    T *const row = gradient + p * at.of.place_stride;
+    const Real weight = weight_of(rule, scores[p], at.element + p);
+    if (weight == 0) {
+      memset(row, 0, classes * sizeof(T));
+      continue;
+    }
+    const int64_t target = at.of.targets[at.element + p];
+    Real *const out = sizeof(T) == sizeof(Real) ? reinterpret_cast<Real *>(row) : scratch;
+    const Real *const x = row_of(at.logits + p * at.of.place_stride, classes, scratch);
+    const RowSums<Real> sums = sum_up_row<true>(x, classes, target, out);
+    const auto f = factors_of(by, at.of.smoothing, weight, sums.rest, sums.below, target);
+    if (at.of.smoothing == 0) {
+#pragma omp simd
+      for (int64_t c = 0; c < classes; ++c) out[c] *= f.power;
+    } else {
+      for (int64_t c = 0; c < classes; ++c) out[c] = out[c] * f.power - f.spread * by.of_class(c);
+    }
+    out[target] = f.own;
+    if (sizeof(T) == sizeof(Real)) continue;
+#pragma omp simd
+    for (int64_t c = 0; c < classes; ++c) store(row[c], out[c]);
+  }
+}
+
+template <typename T>
+void gradient_of(const topkloss_logits &of, int64_t first, int64_t last, const void *scores, const topkloss_rule &rule,
+                 void *gradient) {
+  using Real = Computing<T>;
+  const bool rows = of.class_stride == 1 && of.classes >= LONG_ROW;
+  const Smoothing<Real> by(of);
+  Scratch<Real> scratch(scratch_of(of));
+  while (first < last) {
+    const auto at = Place<T>::at(of, first, last, TILE);
+    T *const to = static_cast<T *>(gradient) + at.offset;
+    const Real *const from = static_cast<const Real *>(scores) + at.element;
+    if (rows) {
+      differentiate_rows(at, scratch.numbers, from, rule, by, to);
+    } else {
+      differentiate_tile(at, scratch.numbers, from, rule, by, to);
+    }
+    first += at.size;
+  }
+}
+
+}  // namespace
+
+const CrossEntropyKernels TOPKLOSS_KERNELS[4] = {
+    {scores_of<float>, gradient_of<float>},
+    {scores_of<double>, gradient_of<double>},
+    {scores_of<bfloat16>, gradient_of<bfloat16>},
+    {scores_of<float16>, gradient_of<float16>},
+};
+
+}  // namespace topkloss
