@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from topkloss.training.config import TrainConfig, checked, options, read_config
+from topkloss.training.config import TrainConfig, checked, options
 from topkloss.training.errors import InputError
+from topkloss.training.optionfile import read_config
 from topkloss.training.records import Begun
 
 

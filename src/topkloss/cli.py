@@ -13,8 +13,9 @@ from typing import Any, TextIO
 
 import topkloss
 from topkloss.choose import FRACTIONS
-from topkloss.training.config import Option, TrainConfig, options, read_config
+from topkloss.training.config import Option, TrainConfig, options
 from topkloss.training.errors import InputError
+from topkloss.training.optionfile import read_config
 from topkloss.training.options import DataOptions
 from topkloss.training.records import RunRecord
 
