@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from topkloss.training.errors import InputError
-from topkloss.training.options import DataOptions, check_least
+from topkloss.training.options import DataOptions, check_count
 
 __all__ = ["FREE", "Option", "TrainConfig", "check_colours", "checked", "options"]
 
@@ -276,14 +276,14 @@ def _check_numbers(config: TrainConfig) -> None:
     for one in fields(TrainConfig):
         value, least = getattr(config, one.name), one.metadata["least"]
         if least is not None:
-            check_least(one.name, value, least)
+            check_count(one.name, value, least)
     ranges = (
         ("lr", "0 < lr <= 1", 0 < config.lr <= 1),
         ("drop_fraction", "0 <= drop-fraction < 1", 0 <= (config.drop_fraction or 0) < 1),
-        ("threshold", "0 <= threshold < infinity", 0 <= (config.threshold or 0) < math.inf),
-        ("focal_gamma", "0 <= focal-gamma < infinity", 0 <= (config.focal_gamma or 0) < math.inf),
+        ("threshold", "0 <= threshold <= 1000", 0 <= (config.threshold or 0) <= 1000),
+        ("focal_gamma", "0 <= focal-gamma <= 1000", 0 <= (config.focal_gamma or 0) <= 1000),
         ("label_smoothing", "0 <= label-smoothing < 1", 0 <= config.label_smoothing < 1),
-        ("weight_decay", "0 <= weight-decay < infinity", 0 <= config.weight_decay < math.inf),
+        ("weight_decay", "0 <= weight-decay <= 1000", 0 <= config.weight_decay <= 1000),
         ("ema", "0 < ema < 1", config.ema is None or 0 < config.ema < 1),
     )
     for name, rule, holds in ranges:

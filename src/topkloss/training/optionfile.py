@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,9 @@ def read_config(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        names = [key.value for key, _ in yaml.compose(text).value] if isinstance(content, dict) else []
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"`--config` must be a YAML file in UTF-8; got {path}: {reason}. Pass another.") from error
@@ -36,6 +40,9 @@ def read_config(path: Path) -> dict[str, Any]:
             f"`--config` must hold a line per option, like `batch-size: 32`; got {type(content).__name__} in {path}. "
             "The config.yaml of any run is an example."
         )
+    twice = [name for name, count in Counter(map(str, names)).items() if count > 1]
+    if twice:
+        raise InputError(f"{path}: a key must be given once; got {twice[0]} twice. Remove one of the lines.")
     content.pop(RECORDED, None)
     return given(content, str(path))
 
@@ -76,5 +83,13 @@ def _of_kind(one: Option, value: Any, where: str) -> Any:
     except (TypeError, ValueError):
         what = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[one.kind]
         wanted = f"one of {', '.join(one.choices)}" if one.choices else what
-        raise InputError(f"{where}: `{one.name}` must be {wanted}; got {value!r}. Correct the line.") from None
+        raise InputError(f"{where}: `{one.name}` must be {wanted}; got {_short(value)}. Correct the line.") from None
     return read
+
+
+def _short(value: Any) -> str:
+    """As Python writes it, but never much of it: a few lines of YAML can stand for a billion words."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 80
+    brief.maxlevel = 2
+    return brief.repr(value)

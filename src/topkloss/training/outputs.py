@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from topkloss.training.errors import InputError
 from topkloss.training.images import BadImage, decode, suffixes
+from topkloss.training.options import check_count
 from topkloss.training.progress import counted
 from topkloss.training.run import Run
 
@@ -37,9 +38,8 @@ def outputs(run: Run, paths: Sequence[Path], *, batch_size: int = 64, workers: i
     Raises:
         InputError: If an option is out of range or a process that loads images ends.
     """
-    for option, value, least in (("--batch-size", batch_size, 1), ("--workers", workers, 0)):
-        if value < least:
-            raise InputError(f"`{option}` must be {least} or more; got {value}. Leave it out for the default.")
+    check_count("batch_size", batch_size, 1)
+    check_count("workers", workers, 0)
     return counted(_outputs(run, paths, batch_size, workers), len(paths), "classified")
 
 

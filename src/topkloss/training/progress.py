@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -12,9 +13,8 @@ __all__ = ["counted"]
 
 T = TypeVar("T")
 
-# Fewer images than these are done before anybody wonders; of more, elsewhere than on a terminal, each tenth is told.
-MANY = 1000
-LINES = 10
+# Between two lines, where there is no terminal.
+SECONDS = 10.0
 
 
 def counted(images: Iterable[T], total: int, done: str) -> Iterator[T]:
@@ -28,9 +28,9 @@ def counted(images: Iterable[T], total: int, done: str) -> Iterator[T]:
     if sys.stderr.isatty():
         yield from tqdm(images, total=total, desc=done, unit="image", leave=False)
         return
-    told = 0
+    told = time.monotonic()
     for number, image in enumerate(images, 1):
-        if total >= MANY and number * LINES // total > told:
-            told = number * LINES // total
+        if time.monotonic() - told >= SECONDS:
+            told = time.monotonic()
             print(f"{done} {number} of {total} images", file=sys.stderr, flush=True)
-        yield image  # last, for nobody may ask for one after it
+        yield image
