@@ -69,6 +69,7 @@ def load_weights(model: nn.Module, name: str, file: Path) -> None:
         InputError: If it cannot be read, or is of another model.
     """
     try:
+        file.open("rb").close()  # timm prints a line of its own where there is none
         state = load_state_dict(str(file), device="cpu", weights_only=True)
         shapes = {key: tuple(value.shape) for key, value in state.items()}
     except (

@@ -95,6 +95,8 @@ class Begun:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             recorded = content.pop(RECORDED)
             return cls(TrainConfig(**given(content, str(path)), out=str(folder)), **recorded)
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
             raise InputError(
