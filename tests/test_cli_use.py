@@ -150,7 +150,7 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "an image that is cut off": (lambda: os.truncate("data/2-0.png", 100), OTHER, "line 2: cannot read the image"),
     "no folder of images": (nothing, (*OTHER, "--images", "gone"), "`--images` must be a folder"),
     "other images than were trained on": (
-        lambda: Path("data/2-0.png").write_bytes(b"other"),
+        lambda: Path("data/2-1.png").write_bytes(Path("data/10-1.png").read_bytes()),
         ("evaluate", "run", "--images", "data"),
         "must hold the images that run was trained on; got files of other sizes",
     ),
