@@ -149,7 +149,11 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "an image that is none": (lambda: Path("data/2-0.png").write_text("2"), OTHER, "line 2: cannot read the image"),
     "an image that is cut off": (lambda: os.truncate("data/2-0.png", 100), OTHER, "line 2: cannot read the image"),
     "no folder of images": (nothing, (*OTHER, "--images", "gone"), "`--images` must be a folder"),
-    "images without a table": (nothing, ("evaluate", "run", "--images", "data"), "`--images` must come with --data"),
+    "other images than were trained on": (
+        lambda: Path("data/2-1.png").write_bytes(Path("data/10-1.png").read_bytes()),
+        ("evaluate", "run", "--images", "data"),
+        "must hold the images that run was trained on; got files of other sizes",
+    ),
     "another kind of figure": (nothing, ("evaluate", "run", "--figure", "out.jpg"), "`--figure` must end in .png"),
     "a file for a folder": (nothing, (*OTHER, "--out", "data/2-0.png"), "`--out` must be a folder that can be written"),
     "batches of nothing": (nothing, (*PREDICT, "--batch-size", "0"), "`--batch-size` must be 1 or more; got 0."),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from topkloss.training.config import TrainConfig, checked, options, read_config
+from topkloss.training.config import TrainConfig, checked, options
 from topkloss.training.errors import InputError
+from topkloss.training.optionfile import read_config
 from topkloss.training.records import Begun
 
 
@@ -35,6 +37,16 @@ def test_what_a_run_leaves_is_such_a_file(tmp_path: Path) -> None:
     assert Begun.read(tmp_path) == begun
 
 
+# Ten lines that stand for more words than fit into any memory.
+LAUGHS = "\n".join(
+    [
+        "lr:",
+        "- &a [x, x, x, x, x, x, x, x, x, x]",
+        *(f"- &{b} [{', '.join(['*' + a] * 10)}]" for a, b in pairwise("abcdefghij")),
+    ]
+)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -49,6 +61,8 @@ def test_what_a_run_leaves_is_such_a_file(tmp_path: Path) -> None:
         ("lr: [1]", "`lr` must be a number; got [1]. Correct the line."),
         ("compile: 1", "`compile` must be true or false; got 1. Correct the line."),
         ("loss: top", "`loss` must be one of average, top-k, ranked-range, ohem, focal; got 'top'. Correct the line."),
+        ("lr: 0.1\nloss: ohem\nlr: 0.2", "a key must be given once; got lr twice. Remove one of the lines."),
+        (LAUGHS, "`lr` must be a number; got [['x', 'x', 'x', 'x', 'x', 'x', ...], [[...], [...], "),
         ("csv: {a: 1}", "`csv` must be a word; got {'a': 1}. Correct the line."),
         ("- epochs", "`--config` must hold a line per option, like `batch-size: 32`; got list in "),
         ("a: b: c", "`--config` must be a YAML file in UTF-8; got "),
@@ -82,11 +96,15 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, content: bytes | Non
         ({"loss": "ohem", "drop_fraction": 0.1}, "`--drop-fraction` must be left out with --loss ohem, which takes"),
         ({"loss": "average", "focal_gamma": 2.0}, "`--focal-gamma` must be left out with --loss average, which takes"),
         ({"loss": "ranked-range", "drop_fraction": 1.0}, "`--drop-fraction` must satisfy 0 <= drop-fraction < 1; got"),
-        ({"loss": "ohem", "threshold": -1.0}, "`--threshold` must satisfy 0 <= threshold < infinity; got -1. "),
-        ({"loss": "focal", "focal_gamma": -1.0}, "`--focal-gamma` must satisfy 0 <= focal-gamma < infinity; got -1."),
+        ({"loss": "ohem", "threshold": -1.0}, "`--threshold` must satisfy 0 <= threshold <= 1000; got -1. "),
+        ({"loss": "focal", "focal_gamma": -1.0}, "`--focal-gamma` must satisfy 0 <= focal-gamma <= 1000; got -1."),
         ({"loss": "focal", "label_smoothing": 0.1}, "`--label-smoothing` must be 0 with --loss focal, which knows"),
         ({"label_smoothing": 1.0}, "`--label-smoothing` must satisfy 0 <= label-smoothing < 1; got 1. Leave it out"),
-        ({"weight_decay": -0.1}, "`--weight-decay` must satisfy 0 <= weight-decay < infinity; got -0.1. Leave it"),
+        ({"weight_decay": -0.1}, "`--weight-decay` must satisfy 0 <= weight-decay <= 1000; got -0.1. Leave it"),
+        ({"weight_decay": 1e308}, "`--weight-decay` must satisfy 0 <= weight-decay <= 1000; got 1e+308. Leave it"),
+        ({"batch_size": 10**21}, "`--batch-size` must be 2147483647 or fewer; got 1000000000000000000000. Leave it"),
+        ({"accumulate": 2**63}, "`--accumulate` must be 2147483647 or fewer; got 9223372036854775808. Leave it out"),
+        ({"seed": 2**32}, "`--seed` must be 4294967295 or fewer; got 4294967296. Leave it out for the default."),
         ({"ema": 1.0}, "`--ema` must satisfy 0 < ema < 1; got 1. Leave it out for the default."),
         ({"accumulate": 0}, "`--accumulate` must be 1 or more; got 0. Leave it out for the default."),
         ({"early_stopping": 0}, "`--early-stopping` must be 1 or more; got 0. Leave it out for the default."),
@@ -103,6 +121,14 @@ def test_options_that_contradict_are_refused(change: dict[str, Any], sentence: s
     with pytest.raises(InputError) as caught:
         checked(replace(TrainConfig(), **change))
     assert str(caught.value).startswith(sentence)
+
+
+def test_more_processes_than_any_machine_carries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, most in ((1, 64), (8, 64), (100, 800)):
+        monkeypatch.setattr("topkloss.training.options.cores", lambda cores=cores: cores)
+        assert checked(TrainConfig(workers=most)).workers == most
+        with pytest.raises(InputError, match=rf"^`--workers` must be {most} or fewer; got {most + 1}\."):
+            checked(TrainConfig(workers=most + 1))
 
 
 def test_what_was_left_open_is_filled_in() -> None:

@@ -133,8 +133,22 @@ def test_options_are_checked(run: Run) -> None:
         evaluate(run, batch_size=0)
     with pytest.raises(InputError, match=r"^`--workers` must be 0 or more; got -1\."):
         evaluate(run, workers=-1)
-    with pytest.raises(InputError, match=r"^`--images` must come with --data; got photos alone\."):
-        evaluate(run, images="photos")
+
+
+def test_the_held_out_images_may_have_moved(run: Run, trained: Path, table: Path) -> None:
+    moved = shutil.move(table.parent, table.parent.with_name("elsewhere"))
+    assert evaluate(run, images=moved) == evaluate(run)
+
+
+def test_other_images_of_the_same_names_are_refused(run: Run, table: Path) -> None:
+    (table.parent / "2-1.png").write_bytes((table.parent / "10-1.png").read_bytes())
+    for images in (table.parent, None):
+        with pytest.raises(InputError) as caught:
+            evaluate(replace(run, config=replace(run.config, csv=str(table))), images=images)
+        assert str(caught.value) == (
+            f"{table.parent} must hold the images that {run.folder} was trained on; got files of other sizes, which it "
+            "may have seen or not. Restore them, or pass --data with images that the run has not seen."
+        )
 
 
 def test_a_table_that_is_gone_is_said(run: Run) -> None:

@@ -49,7 +49,7 @@ def test_a_run_is_a_folder_of_five_files(config: TrainConfig) -> None:
     }
     assert beside(config) == {"data", "run"}
     assert RunRecord.read(config.folder) == record
-    assert record.config == replace(config, fraction=0.7)
+    assert record.config == replace(config, fraction=0.7, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     assert set(record.recall) == set(record.support) == set(LABELS)
     assert sum(record.support.values()) == record.data["held_out"] == 3
     assert record.data["train"] == 27

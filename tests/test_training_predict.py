@@ -77,6 +77,20 @@ def test_from_python_they_come_one_by_one(run: Run, pictures: Path) -> None:
     assert [one.path.name for one in predictions] == ["blank-0.png"]
 
 
+def test_how_far_it_is_is_told(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line every ten seconds, so nothing of few images; on a terminal a bar."""
+    write_predictions(run, [pictures], tmp_path / "p.csv", batch_size=2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("topkloss.training.progress.SECONDS", 0)
+    write_predictions(run, [pictures], tmp_path / "p.csv", batch_size=2)
+    assert capsys.readouterr().err.splitlines() == [f"classified {number} of 6 images" for number in range(1, 7)]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    write_predictions(run, [pictures], tmp_path / "p.csv", batch_size=2)
+    assert "classified:   0%|" in capsys.readouterr().err
+
+
 def test_no_more_is_read_than_is_asked_for(run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of files never are in memory together."""
     opened = []

@@ -98,7 +98,7 @@ def become_a_file(folder: Path) -> None:
 
 
 NO_RUN = "must be the folder of a run, with config.yaml; got "
-NO_CLASSES = "got no names of classes and digest of the data."
+NO_CLASSES = "got no names of classes and digests of the data."
 UNREADABLE = "got a file that cannot be read as tensors ("
 
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {

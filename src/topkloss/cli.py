@@ -13,8 +13,9 @@ from typing import Any, TextIO
 
 import topkloss
 from topkloss.choose import FRACTIONS
-from topkloss.training.config import Option, TrainConfig, options, read_config
+from topkloss.training.config import Option, TrainConfig, options
 from topkloss.training.errors import InputError
+from topkloss.training.optionfile import read_config
 from topkloss.training.options import DataOptions
 from topkloss.training.records import RunRecord
 
@@ -228,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--data", type=Path, metavar="CSV", help="columns image,label (default: the held-out images)")
-    parser.add_argument("--images", type=Path, help="folder that image paths start from (default: that of the CSV)")
+    parser.add_argument("--images", type=Path, help="folder that image paths start from (default: where they were)")
     parser.add_argument("--out", type=Path, help="folder for evaluation.json (default: the run's, or one in it)")
     parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")
     _add_loading(parser)

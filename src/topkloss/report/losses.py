@@ -13,6 +13,7 @@ from torch import Tensor
 
 from topkloss.choose import FRACTIONS, Choices, choices
 from topkloss.training.errors import InputError
+from topkloss.training.examples import numerically
 
 __all__ = ["Inspection", "inspect", "most_different", "number_of", "text"]
 
@@ -60,7 +61,7 @@ def inspect(
     """
     _check(fractions, constant_loss)
     losses, labels = _read(path, loss_column, class_column)
-    called = sorted(set(labels), key=_numerically)
+    called = sorted(set(labels), key=numerically)
     number = {name: place for place, name in enumerate(called)}
     table = choices(
         losses,
@@ -218,15 +219,6 @@ def _shown(name: str) -> str:
     """On one line, of bearable length, without what would command a terminal."""
     clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _numerically(label: str) -> tuple[int, float, str]:
-    """Numbers first, by value; then words, "nan" among them."""
-    try:
-        value = float(label)
-    except ValueError:
-        value = math.nan
-    return (1, 0.0, label) if math.isnan(value) else (0, value, label)
 
 
 def _ratio(value: float, average: float) -> str:

@@ -10,7 +10,7 @@ from topkloss.training.data import DataOptions, data_path, find, list_data
 from topkloss.training.errors import InputError, shown
 from topkloss.training.examples import ImageTable, classes_of, imbalance, number
 from topkloss.training.images import bad_sentence, decode_all
-from topkloss.training.options import check_least, cores
+from topkloss.training.options import check_count, cores
 from topkloss.training.splits import check_parts, split
 
 __all__ = ["DataCheck", "check"]
@@ -76,8 +76,8 @@ def check(data: str | None, options: DataOptions, *, seed: int = 0, workers: int
     Raises:
         InputError: One sentence, if an option is wrong.
     """
-    check_least("seed", seed, 0)
-    check_least("workers", workers, 0)
+    check_count("seed", seed, 0)
+    check_count("workers", workers, 0)
     source = data_path(data, options)
     problems: list[str] = []
     try:

@@ -5,18 +5,17 @@ Nothing here needs torch: the command builds its options from this table, a file
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from topkloss.training.errors import InputError
-from topkloss.training.options import DataOptions, check_least
+from topkloss.training.options import DataOptions, check_count
 
-__all__ = ["FREE", "Option", "TrainConfig", "checked", "given", "options", "read_config"]
+__all__ = ["FREE", "Option", "TrainConfig", "check_colours", "checked", "options"]
 
 # Of each loss the options that it takes, and what they are where they are not given.
 PARAMETERS: dict[str, dict[str, float | None]] = {
@@ -30,9 +29,6 @@ SCHEDULED = ("top-k", "ranked-range")
 
 # These change no number: they may be given anew when a run is resumed. The data may have moved.
 FREE = frozenset({"csv", "images", "workers", "log"})
-
-# A key of a run's own config.yaml that is no option: what was recorded beside them.
-RECORDED = "recorded"
 
 
 def option(
@@ -122,6 +118,20 @@ class TrainConfig:
         shown="default: the model's own; 32 for the digits",
         least=1,
     )
+    mean: Sequence[float] | None = option(
+        None,
+        float,
+        "of red, green and blue in [0, 1]: what is subtracted from images",
+        shown="default: the model's own",
+        many=True,
+    )
+    std: Sequence[float] | None = option(
+        None,
+        float,
+        "of red, green and blue: what they are then divided by",
+        shown="default: the model's own",
+        many=True,
+    )
     augment: Literal["none", "light", "strong"] = option(
         "none",
         str,
@@ -160,8 +170,9 @@ class TrainConfig:
     out: str | None = option(None, str, "folder of the run, new (default: one under runs/)")
 
     def __post_init__(self) -> None:
-        if self.label_columns is not None:
-            object.__setattr__(self, "label_columns", tuple(self.label_columns))
+        for name in ("label_columns", "mean", "std"):
+            if (several := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(several))
 
     @property
     def data_options(self) -> DataOptions:
@@ -216,69 +227,6 @@ def options() -> dict[str, Option]:
     return {one.name: one for one in map(made, fields(TrainConfig))}
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The options in a YAML file, by field: ``batch-size: 32``. What a run recorded beside them is left aside.
-
-    Raises:
-        InputError: If it cannot be read, a key is no option, or a value is of another kind.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"`--config` must be a YAML file in UTF-8; got {path}: {reason}. Pass another.") from error
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise InputError(
-            f"`--config` must hold a line per option, like `batch-size: 32`; got {type(content).__name__} in {path}. "
-            "The config.yaml of any run is an example."
-        )
-    content.pop(RECORDED, None)
-    return given(content, str(path))
-
-
-def given(content: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """Options as they stand in a file, by field, each of its kind.
-
-    Raises:
-        InputError: If a key is no option or a value is of another kind.
-    """
-    known = options()
-    read = {}
-    for name, value in content.items():
-        if name not in known:
-            close = difflib.get_close_matches(str(name).replace("_", "-"), known, n=1)
-            advice = f"Did you mean {close[0]}?" if close else "`topkloss train --help` lists them."
-            raise InputError(f"{where}: a key must be an option of `topkloss train`; got {name}. {advice}")
-        read[known[name].field] = _of_kind(known[name], value, where)
-    return read
-
-
-def _of_kind(one: Option, value: Any, where: str) -> Any:
-    """YAML reads 1e-3 as a word, and 32 as a number."""
-    if value is None and one.default is None:
-        return None
-    if one.many and isinstance(value, list):
-        return [_of_kind(replace(one, many=False), each, where) for each in value]
-    try:
-        if one.kind is bool and not isinstance(value, bool):
-            raise ValueError
-        if one.kind is str and isinstance(value, bool | list | dict | None):
-            raise ValueError
-        if one.kind in (int, float) and (isinstance(value, bool) or (one.kind is int and isinstance(value, float))):
-            raise ValueError
-        read = one.kind(value)
-        if one.choices and read not in one.choices:
-            raise ValueError
-    except (TypeError, ValueError):
-        what = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[one.kind]
-        wanted = f"one of {', '.join(one.choices)}" if one.choices else what
-        raise InputError(f"{where}: `{one.name}` must be {wanted}; got {value!r}. Correct the line.") from None
-    return read
-
-
 def checked(config: TrainConfig) -> TrainConfig:
     """The same with what was left open filled in, where nothing has to be read to know it.
 
@@ -289,6 +237,7 @@ def checked(config: TrainConfig) -> TrainConfig:
         raise InputError(f"`--loss` must be one of {', '.join(PARAMETERS)}; got {config.loss}. Pass one of these.")
     _check_parameters(config)
     _check_numbers(config)
+    check_colours(config)
     _check_pairs(config)
     filled = {name: value for name, value in PARAMETERS[config.loss].items() if getattr(config, name) is None}
     if config.loss == "average":
@@ -327,20 +276,39 @@ def _check_numbers(config: TrainConfig) -> None:
     for one in fields(TrainConfig):
         value, least = getattr(config, one.name), one.metadata["least"]
         if least is not None:
-            check_least(one.name, value, least)
+            check_count(one.name, value, least)
     ranges = (
         ("lr", "0 < lr <= 1", 0 < config.lr <= 1),
         ("drop_fraction", "0 <= drop-fraction < 1", 0 <= (config.drop_fraction or 0) < 1),
-        ("threshold", "0 <= threshold < infinity", 0 <= (config.threshold or 0) < math.inf),
-        ("focal_gamma", "0 <= focal-gamma < infinity", 0 <= (config.focal_gamma or 0) < math.inf),
+        ("threshold", "0 <= threshold <= 1000", 0 <= (config.threshold or 0) <= 1000),
+        ("focal_gamma", "0 <= focal-gamma <= 1000", 0 <= (config.focal_gamma or 0) <= 1000),
         ("label_smoothing", "0 <= label-smoothing < 1", 0 <= config.label_smoothing < 1),
-        ("weight_decay", "0 <= weight-decay < infinity", 0 <= config.weight_decay < math.inf),
+        ("weight_decay", "0 <= weight-decay <= 1000", 0 <= config.weight_decay <= 1000),
         ("ema", "0 < ema < 1", config.ema is None or 0 < config.ema < 1),
     )
     for name, rule, holds in ranges:
         if not holds:
             word, value = name.replace("_", "-"), getattr(config, name)
             raise InputError(f"`--{word}` must satisfy {rule}; got {value:g}. Leave it out for the default.")
+
+
+def check_colours(config: TrainConfig) -> None:
+    """Whether mean and standard deviation, where they are given, can be those of colours.
+
+    Raises:
+        InputError: If not.
+    """
+    for name, rule, holds in (
+        ("mean", "0 <= mean <= 1", lambda value: 0 <= value <= 1),
+        ("std", "0 < std <= 1", lambda value: 0 < value <= 1),
+    ):
+        numbers = getattr(config, name)
+        if numbers is not None and not (len(numbers) == 3 and all(map(holds, numbers))):
+            came = " ".join(f"{number:g}" for number in numbers) or "nothing"
+            raise InputError(
+                f"`--{name}` must be three numbers that satisfy {rule}; got {came}. For channels in [0, 255] divide "
+                "by 255; leave it out for the model's own."
+            )
 
 
 def _check_pairs(config: TrainConfig) -> None:

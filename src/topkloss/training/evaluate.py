@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from topkloss.training.data import ImageTable, split, table_of
-from topkloss.training.errors import InputError
+from topkloss.training.errors import InputError, shown
 from topkloss.training.evaluation import Evaluation
 from topkloss.training.measures import RESAMPLES, measure
 from topkloss.training.outputs import outputs
@@ -33,13 +33,14 @@ def evaluate(
         run: From `topkloss.training.run.load_run`.
         csv: A table or a folder, laid out as that of the run, the labels among the run's classes. Default: the images
             that the run held out, which follow from its data and its seed.
-        images: The folder that image paths start from; default: the folder of the table.
+        images: The folder that image paths start from; default: of another table its own folder, otherwise where they
+            were.
         batch_size: Images that pass through the model together.
         workers: Processes that load images beside this one.
 
     Raises:
-        InputError: If the table cannot be read, or, the default, is no longer what the run was trained on; if an image
-            cannot be read; if an option is out of range.
+        InputError: If the table cannot be read, or, the default, is no longer what the run was trained on, or its
+            images are not; if an image cannot be read; if an option is out of range.
     """
     table, places = _held_out(run, images) if csv is None else _whole(run, csv, images)
     examples = [table.examples[place] for place in places]
@@ -103,18 +104,21 @@ def _whole(run: Run, csv: str | Path, images: str | Path | None) -> tuple[ImageT
 
 def _held_out(run: Run, images: str | Path | None) -> tuple[ImageTable, list[int]]:
     """The images that the run has not seen, as the trainer chose them."""
-    if images is not None:
-        raise InputError(f"`--images` must come with --data; got {images} alone. Pass --data, or leave it out.")
     csv = run.config.csv
     if csv is not None and not Path(csv).exists():
         raise InputError(
             f"{run.folder} was trained on {csv}, which must be there to find its held-out images; got no such file. "
             "Put it back, or pass --data."
         )
-    table = table_of(run.config)
+    table = table_of(run.config if images is None else replace(run.config, images=str(images)))
     if (table.digest, table.classes) != (run.digest, run.classes):
         raise InputError(
             f"{table.listing.source} must be what {run.folder} was trained on; got another content, so nobody knows "
             "which images were held out. Restore it, or pass --data with images that the run has not seen."
+        )
+    if table.digest_of_sizes() != run.sizes:
+        raise InputError(
+            f"{shown(table.listing.root)} must hold the images that {run.folder} was trained on; got files of other "
+            "sizes, which it may have seen or not. Restore them, or pass --data with images that the run has not seen."
         )
     return table, split(table, run.config.seed, run.config.held_out)[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from topkloss.training.tables import Listing, Row
 
-__all__ = ["Example", "ImageTable", "classes_of", "imbalance", "number"]
+__all__ = ["Example", "ImageTable", "classes_of", "imbalance", "number", "numerically"]
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,15 @@ class ImageTable:
             whole.update(b"\0%d\0" % example.label + os.fsencode(example.path.relative_to(self.listing.root)))
         return whole.hexdigest()
 
+    def digest_of_sizes(self) -> str:
+        """SHA-256 of the sizes of the image files, in order: other images at the same paths are noticed."""
+        sizes = ",".join(str(example.path.stat().st_size) for example in self.examples)
+        return hashlib.sha256(sizes.encode()).hexdigest()
+
 
 def classes_of(listing: Listing) -> tuple[str, ...]:
     """Names of the classes, in order."""
-    return listing.order or tuple(sorted({row.label for row in listing.rows}, key=_numerically))
+    return listing.order or tuple(sorted({row.label for row in listing.rows}, key=numerically))
 
 
 def number(listing: Listing, found: Iterable[tuple[Row, Path]]) -> tuple[Example, ...]:
@@ -93,8 +98,13 @@ def imbalance(counts: Mapping[str, int]) -> str:
     return f"imbalance {ratio}: from {counts[smallest]} images of {smallest} to {counts[largest]} of {largest}"
 
 
-def _numerically(label: str) -> tuple[int, float, str]:
-    """Numbers first, by value; then words, "nan" among them: it has no place in an order."""
+def numerically(label: str) -> tuple[int, float, str]:
+    """The place of a class in the order of all: numbers first, by value; then words, "nan" among them.
+
+    Example:
+        >>> sorted(["nan", "b", "10", "9"], key=numerically)
+        ['9', '10', 'b', 'nan']
+    """
     try:
         value = float(label)
     except ValueError:

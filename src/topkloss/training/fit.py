@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
@@ -138,11 +137,13 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Prepared:
         load_weights(model, config.model, Path(config.weights))
     size = config.image_size or (DIGIT_SIZE if config.csv is None else own_size(model))
     check_takes(model, config.model, size)
-    sizes = ",".join(str(example.path.stat().st_size) for example in table.examples)
+    mean, std = colours(model)
     begun = Begun(
         config=replace(
             config,
             image_size=size,
+            mean=config.mean or mean,
+            std=config.std or std,
             **{name: os.path.abspath(path) for name in ("csv", "images", "weights") if (path := getattr(config, name))},
         ),
         versions={"python": platform.python_version(), "topkloss": topkloss.__version__}
@@ -152,7 +153,7 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Prepared:
         data={
             "digest": table.digest,
             "measured": table.digest_of(held_out),
-            "images": hashlib.sha256(sizes.encode()).hexdigest(),
+            "images": table.digest_of_sizes(),
             "train": len(train),
             "held_out": len(held_out),
             "skipped": len(table.skipped),
@@ -271,8 +272,10 @@ def _trainer(config: TrainConfig, folder: Path) -> lightning.Trainer:
 
 def _loaders(run: Prepared, done: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
     config = run.begun.config
-    assert config.image_size is not None
-    prepare = preparation(config.image_size, *colours(run.model))
+    assert config.image_size
+    assert config.mean
+    assert config.std
+    prepare = preparation(config.image_size, config.mean, config.std)
     drawn = Images(run.table, run.train, augmentation(config.augment, config.image_size, prepare))
     measured = Images(run.table, run.held_out, prepare)
     rank = int(os.environ.get("RANK", "0"))
@@ -311,8 +314,9 @@ def _check_machine(config: TrainConfig) -> None:
 
 def _allowed(config: TrainConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
     """What may be given anew; the rest must be as it was."""
-    for name, value in changes.items():
-        was = getattr(config, name)
+    asked = replace(config, **changes)
+    for name in changes:
+        was, value = getattr(config, name), getattr(asked, name)
         if name not in FREE and value != was:
             word = name.replace("_", "-")
             raise InputError(

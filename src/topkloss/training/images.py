@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from topkloss.training.errors import InputError, shown
 from topkloss.training.examples import ImageTable
+from topkloss.training.progress import counted
 from topkloss.training.tables import Listing
 
 __all__ = [
@@ -42,11 +43,18 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 
 
 class BadImage(Exception):
-    """An image that cannot be used, as the middle of a sentence and its way out; None for leaving the image out."""
+    """An image that cannot be used.
 
-    def __init__(self, what: str, way_out: str | None = None) -> None:
-        super().__init__(what, way_out)  # so it can be pickled
+    Attributes:
+        what: The middle of a sentence.
+        reason: The same in a few words, without the name of the file.
+        way_out: The end of the sentence; None for leaving the image out.
+    """
+
+    def __init__(self, what: str, reason: str, way_out: str | None = None) -> None:
+        super().__init__(what, reason, way_out)  # so it can be pickled
         self.what = what
+        self.reason = reason
         self.way_out = way_out
 
 
@@ -89,7 +97,7 @@ def locate(listing: Listing, name: str) -> Path:
         raise InputError(f"an image must lie inside {shown(listing.root)}; got {shown(name)}. {way_out}")
     if not exists:
         way_out = f"Correct the {listing.unit} or pass `--images`." if listing.unit else "Remove the link."
-        raise BadImage(f"there is no image {shown(path)}.", way_out)
+        raise BadImage(f"there is no image {shown(path)}.", "no such file", way_out)
     return path
 
 
@@ -119,7 +127,7 @@ def decode(path: Path) -> Image.Image:
 
 
 def decode_all(paths: Sequence[Path], workers: int) -> Iterator[Decoded]:
-    """Decodes every image, in order, in worker processes; with a bar on a terminal.
+    """Decodes every image, in order, in worker processes; shows how far it is.
 
     Args:
         paths: Of the images.
@@ -130,10 +138,7 @@ def decode_all(paths: Sequence[Path], workers: int) -> Iterator[Decoded]:
     """
     loader: DataLoader[Decoded] = DataLoader(_Decoding(paths), batch_size=16, num_workers=workers, collate_fn=list)
     try:
-        with tqdm(total=len(paths), desc="decoding", unit="image", disable=None, leave=False) as bar:
-            for batch in loader:
-                yield from batch
-                bar.update(len(batch))
+        yield from counted((one for batch in loader for one in batch), len(paths), "decoded")
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -197,6 +202,9 @@ class _Decoding(Dataset[Decoded]):
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image whose header is within the limits; what fails inside is a `BadImage` too."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        reason = "not a file" if os.path.exists(path) else "no such file"
+        raise BadImage(f"cannot read the image {shown(path)}: {reason}.", reason)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata; the size is judged below
         try:
@@ -217,17 +225,23 @@ def _check_header(path: Path, width: int, height: int, mode: str) -> None:
     if mode.startswith(("I", "F")):
         raise BadImage(
             f"an image must have 8 bits per channel; got {shown(path)} of mode {mode}, which would lose its contrast.",
+            f"mode {mode}: more than 8 bits per channel",
             "Convert it to 8 bits.",
         )
 
 
 def _too_large(path: Path) -> BadImage:
     most = MOST_PIXELS // 1_000_000
-    return BadImage(f"an image must have {most} million pixels or fewer; got more in {shown(path)}.", "Scale it down.")
+    return BadImage(
+        f"an image must have {most} million pixels or fewer; got more in {shown(path)}.",
+        f"more than {most} million pixels",
+        "Scale it down.",
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> BadImage:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = "no known image format"
-    return BadImage(f"cannot read the image {shown(path)}: {shown(reason)}.")
+    reason = shown(" ".join(reason.split()))
+    return BadImage(f"cannot read the image {shown(path)}: {reason}.", reason)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import timm
@@ -54,6 +56,10 @@ def create_model(name: str, classes: int, *, pretrained: bool = False) -> nn.Mod
 def load_weights(model: nn.Module, name: str, file: Path) -> None:
     """Loads weights, but for a last layer of other classes, which stays new.
 
+    Where none of the names is timm's, the tensors of a .pth are taken in their order, and a warning says so: if there
+    are as many as the model has, and each is of the shape and the kind (the last word of the name) of the one in its
+    place. A .safetensors keeps no order.
+
     Args:
         model: Of timm.
         name: Its name.
@@ -63,6 +69,7 @@ def load_weights(model: nn.Module, name: str, file: Path) -> None:
         InputError: If it cannot be read, or is of another model.
     """
     try:
+        file.open("rb").close()  # timm prints a line of its own where there is none
         state = load_state_dict(str(file), device="cpu", weights_only=True)
         shapes = {key: tuple(value.shape) for key, value in state.items()}
     except (
@@ -75,16 +82,25 @@ def load_weights(model: nn.Module, name: str, file: Path) -> None:
         ) from error
     last = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     last = (last,) if isinstance(last, str) else tuple(last)
-    own = model.state_dict()
-    new = {key for key in own if key.startswith(tuple(f"{layer}." for layer in last))}
-    new = {key for key in new if shapes.get(key) != tuple(own[key].shape)}
-    wrong = [key for key in own if key not in new and shapes.get(key) != tuple(own[key].shape)]
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    of_last = {key for key in own if key.startswith(tuple(f"{layer}." for layer in last))}
+    ordered = file.suffix != ".safetensors" and not own.keys() & shapes.keys()
+    if ordered and _in_order(own, shapes, of_last):
+        warnings.warn(
+            f"{file} has none of the names of {name}: its {len(own)} tensors are taken in their order, in which shapes "
+            "and kinds fit. Look whether the first epochs beat fresh weights.",
+            stacklevel=1,
+        )
+        state = dict(zip(own, state.values(), strict=True))
+        shapes = dict(zip(own, shapes.values(), strict=True))
+    new = {key for key in of_last if shapes.get(key) != own[key]}
+    wrong = [key for key in own if key not in new and shapes.get(key) != own[key]]
     wrong += [key for key in shapes if key not in own]
     if wrong:
         came = f"{shapes[wrong[0]]}" if wrong[0] in shapes else "nothing"
         raise InputError(
-            f"`--weights` must hold the weights of {name}; got {file}, which has {came} as {wrong[0]!r} "
-            f"and differs in {len(wrong)} of {len(own)} tensors. Pass the --model that they are of."
+            f"`--weights` must hold the weights of {name}; got {file}, which has {came} as {wrong[0]!r}; "
+            f"{len(wrong)} names or shapes differ. Pass the --model that they are of."
         )
     model.load_state_dict({key: value for key, value in state.items() if key not in new}, strict=False)
 
@@ -118,3 +134,11 @@ def check_takes(model: nn.Module, name: str, image_size: int) -> None:
         ) from error
     finally:
         model.train()
+
+
+def _in_order(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], free: set[str]) -> bool:
+    """Whether tensor after tensor is of the same kind and shape; of any shape in the ``free`` ones."""
+    return len(own) == len(given) and all(
+        mine.rpartition(".")[2] == theirs.rpartition(".")[2] and (mine in free or own[mine] == given[theirs])
+        for mine, theirs in zip(own, given, strict=True)
+    )

@@ -9,9 +9,15 @@ from pathlib import Path
 
 from topkloss.training.errors import InputError, shown
 
-__all__ = ["HELD_OUT", "DataOptions", "check_least", "check_options", "cores"]
+__all__ = ["HELD_OUT", "DataOptions", "check_count", "check_options", "cores"]
 
 HELD_OUT = 0.1
+
+# What torch and numpy count with; a thousand times more than any run takes.
+LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
+
+# On any machine; on one with many cores, eight for each: far more exhaust its memory before they load an image.
+MANY_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -75,20 +81,23 @@ def check_options(data: Path | None, options: DataOptions) -> None:
         )
 
 
-def check_least(name: str, value: int | None, least: int) -> None:
-    """Raises where a number is too small.
+def check_count(name: str, value: int | None, least: int) -> None:
+    """Raises where a number is too small, or larger than anything can be.
 
     Args:
         name: Of the option, as a field is written.
-        value: None is never too small.
+        value: None is never wrong.
         least: The smallest that is not.
 
     Raises:
         InputError: One sentence that names the option.
     """
-    if value is not None and value < least:
-        option = f"--{name.replace('_', '-')}"
-        raise InputError(f"`{option}` must be {least} or more; got {value}. Leave it out for the default.")
+    most = {"seed": LARGEST_SEED, "workers": max(MANY_WORKERS, 8 * cores())}.get(name, LARGEST)
+    if value is None or least <= value <= most:
+        return
+    option = f"--{name.replace('_', '-')}"
+    bound = f"{least} or more" if value < least else f"{most} or fewer"
+    raise InputError(f"`{option}` must be {bound}; got {value}. Leave it out for the default.")
 
 
 def cores() -> int:

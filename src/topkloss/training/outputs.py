@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from topkloss.training.errors import InputError
-from topkloss.training.images import FORMATS, MOST_PIXELS, suffixes
+from topkloss.training.images import BadImage, decode, suffixes
+from topkloss.training.options import check_count
+from topkloss.training.progress import counted
 from topkloss.training.run import Run
 
-__all__ = ["SUFFIXES", "Item", "decoded", "outputs"]
+__all__ = ["SUFFIXES", "Item", "outputs"]
 
 SUFFIXES = suffixes()
 
@@ -28,6 +27,8 @@ Batch = tuple[Tensor, list[str]]
 def outputs(run: Run, paths: Sequence[Path], *, batch_size: int = 64, workers: int = 0) -> Iterator[Item]:
     """The logits of each image, in order, as they come: float64 on the CPU, or None and the reason.
 
+    Shows how far it is.
+
     Args:
         run: Whose model.
         paths: Of images; what cannot be read costs nothing but its own place.
@@ -37,10 +38,9 @@ def outputs(run: Run, paths: Sequence[Path], *, batch_size: int = 64, workers: i
     Raises:
         InputError: If an option is out of range or a process that loads images ends.
     """
-    for option, value, least in (("--batch-size", batch_size, 1), ("--workers", workers, 0)):
-        if value < least:
-            raise InputError(f"`{option}` must be {least} or more; got {value}. Leave it out for the default.")
-    return _outputs(run, paths, batch_size, workers)
+    check_count("batch_size", batch_size, 1)
+    check_count("workers", workers, 0)
+    return counted(_outputs(run, paths, batch_size, workers), len(paths), "classified")
 
 
 def _outputs(run: Run, paths: Sequence[Path], batch_size: int, workers: int) -> Iterator[Item]:
@@ -57,33 +57,6 @@ def _outputs(run: Run, paths: Sequence[Path], batch_size: int, workers: int) -> 
             yield (row, "") if bool(row.isfinite().all()) else (None, "the model's output is not finite")
 
 
-def decoded(path: Path) -> Image.Image:
-    """An image upright and in RGB; refused from its header where it is too large or has more than 8 bits.
-
-    Raises:
-        ValueError: With the reason in a few words.
-    """
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise ValueError("not a file" if os.path.exists(path) else "no such file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about metadata
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise ValueError(f"more than {MOST_PIXELS // 1_000_000} million pixels")
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"mode {image.mode}: more than 8 bits per channel")
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except UnidentifiedImageError as error:
-            raise ValueError("no known image format") from error
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"more than {MOST_PIXELS // 1_000_000} million pixels") from error
-        except ValueError:
-            raise
-        except Exception as error:  # a file of any content: Pillow's plugins raise what Python does
-            raise ValueError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
-
-
 class _Images(Dataset[Item]):
     def __init__(self, paths: Sequence[Path], prepare: v2.Transform) -> None:
         self.paths = paths
@@ -94,9 +67,9 @@ class _Images(Dataset[Item]):
 
     def __getitem__(self, place: int) -> Item:
         try:
-            return self.prepare(decoded(self.paths[place])), ""
-        except ValueError as error:
-            return None, " ".join(str(error).split())
+            return self.prepare(decode(self.paths[place])), ""
+        except BadImage as bad:
+            return None, bad.reason
 
 
 def _together(items: list[Item]) -> Batch:

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from topkloss.training.config import RECORDED, TrainConfig, given
+from topkloss.training.config import TrainConfig
 from topkloss.training.errors import InputError
+from topkloss.training.optionfile import RECORDED, given
 
 __all__ = ["WEIGHTS", "Begun", "EpochRecord", "RunRecord", "TrainConfig", "replacing", "write_epochs"]
 
@@ -74,7 +75,7 @@ class Begun:
         import yaml
 
         asked = {name.replace("_", "-"): value for name, value in asdict(self.config).items() if name != "out"}
-        asked["label-columns"] = self.config.label_columns and list(self.config.label_columns)
+        asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
         recorded = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "config"}
         with replacing(folder / "config.yaml") as partial:
             text = yaml.safe_dump({**asked, RECORDED: recorded}, sort_keys=False, allow_unicode=True)
@@ -94,6 +95,8 @@ class Begun:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             recorded = content.pop(RECORDED)
             return cls(TrainConfig(**given(content, str(path)), out=str(folder)), **recorded)
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
             raise InputError(

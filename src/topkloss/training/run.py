@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms import v2
 
+from topkloss.training.config import check_colours
 from topkloss.training.data import preparation
 from topkloss.training.errors import InputError
 from topkloss.training.images import MOST_PIXELS
-from topkloss.training.models import colours, create_model
+from topkloss.training.models import create_model
 from topkloss.training.records import WEIGHTS, RunRecord, TrainConfig
 
 __all__ = ["Run", "load_run"]
@@ -27,6 +28,7 @@ class Run:
         folder: Where it was loaded from.
         config: What was asked.
         digest: Of the table that it was trained on.
+        sizes: Digest of the sizes of the images that it was trained on.
         classes: Names of the classes, in the order of the model's outputs.
         model: From prepared images (N, 3, size, size) to logits (N, C); in evaluation mode.
         image_size: Height and width that images are resized to, in pixels.
@@ -37,6 +39,7 @@ class Run:
     folder: Path
     config: TrainConfig
     digest: str
+    sizes: str
     classes: tuple[str, ...]
     model: nn.Module
     image_size: int
@@ -67,7 +70,9 @@ def load_run(folder: str | Path, *, device: str | torch.device | None = None) ->
     folder = Path(folder)
     record = _record(folder)
     config, size = record.config, record.config.image_size
-    assert size is not None
+    assert size
+    assert config.mean
+    assert config.std
     model = create_model(config.model, len(record.classes))
     path = folder / WEIGHTS
     try:
@@ -80,19 +85,31 @@ def load_run(folder: str | Path, *, device: str | torch.device | None = None) ->
         ) from error
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):
         raise InputError(f"{path} must hold finite weights; got NaN or infinity. Train again, with a smaller --lr.")
-    mean, std = colours(model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Run(folder, config, record.data["digest"], record.classes, model.eval().to(device), size, mean, std)
+    return Run(
+        folder=folder,
+        config=config,
+        digest=record.data["digest"],
+        sizes=record.data["images"],
+        classes=record.classes,
+        model=model.eval().to(device),
+        image_size=size,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+    )
 
 
 def _record(folder: Path) -> RunRecord:
     """What the run says of itself, as far as it is needed here of the types that it should have."""
     record = RunRecord.read(folder)
-    size, classes = record.config.image_size, record.data.get("classes") if isinstance(record.data, dict) else None
+    check_colours(record.config)
+    size, data = record.config.image_size, record.data if isinstance(record.data, dict) else {}
     if size is None or not 1 <= size <= MOST_PIXELS**0.5:
         wrong = f"image-size: {size}"
-    elif not _names(classes) or not isinstance(record.data.get("digest"), str):
-        wrong = "no names of classes and digest of the data"
+    elif record.config.mean is None or record.config.std is None:
+        wrong = "no mean and std of the images"
+    elif not _names(data.get("classes")) or not all(isinstance(data.get(name), str) for name in ("digest", "images")):
+        wrong = "no names of classes and digests of the data"
     else:
         return record
     raise InputError(

@@ -1,0 +1,36 @@
+"""How far something long is: a bar with the time left on a terminal, plain lines elsewhere, on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+__all__ = ["counted"]
+
+T = TypeVar("T")
+
+# Between two lines, where there is no terminal.
+SECONDS = 10.0
+
+
+def counted(images: Iterable[T], total: int, done: str) -> Iterator[T]:
+    """The same, while it shows how many of them there were.
+
+    Args:
+        images: What is made of each image, as it comes.
+        total: How many there will be.
+        done: What has happened to each, in a word.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(images, total=total, desc=done, unit="image", leave=False)
+        return
+    told = time.monotonic()
+    for number, image in enumerate(images, 1):
+        if time.monotonic() - told >= SECONDS:
+            told = time.monotonic()
+            print(f"{done} {number} of {total} images", file=sys.stderr, flush=True)
+        yield image
