@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import topkloss
 from tests.laws import Aggregate, Asked, Batch, Oracle, Subject
 from topkloss import reference
+from topkloss.kernels import native
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def sample_criterion(losses: Tensor, *, nan_policy: Any, mask: Any, sample_weigh
     return result
 
 
-def cross_entropy_criterion(losses: Tensor, *, nan_policy: Any, mask: Any, sample_weight: Any, **asked: Any) -> Tensor:
+def cross_entropy_criterion(
+    losses: Tensor, *, nan_policy: Any, mask: Any, sample_weight: Any, backend: Any = "auto", **asked: Any
+) -> Tensor:
     """Two classes, the first is right: a logit of log(exp(l) - 1) for the second has the cross-entropy l."""
     wide = losses if losses.dtype == torch.float64 else losses.float()
     logit = wide.expm1().log()
@@ -141,7 +144,7 @@ def cross_entropy_criterion(losses: Tensor, *, nan_policy: Any, mask: Any, sampl
         outputs = outputs.masked_fill(~mask.unsqueeze(1), math.nan)
     if sample_weight is not None:
         outputs = outputs.masked_fill((sample_weight == 0).unsqueeze(1), math.nan)
-    criterion = topkloss.AverageTopKCrossEntropyLoss(nan_policy=nan_policy, **asked)
+    criterion = topkloss.AverageTopKCrossEntropyLoss(nan_policy=nan_policy, backend=backend, **asked)
     result = criterion(outputs, targets, sample_weight=sample_weight)
     assert isinstance(result, Tensor)
     return result
@@ -264,6 +267,17 @@ SUBJECTS = [
         partial(reference.average_ranked_range, drop=1.0),
     ),
     Subject("AverageTopKCrossEntropyLoss", cross_entropy_criterion, reference.average_top_k, positive=True, poison=1.0),
+    *(
+        Subject(
+            f"AverageTopKCrossEntropyLoss by {backend}",
+            partial(cross_entropy_criterion, backend=backend),
+            reference.average_top_k,
+            positive=True,
+            poison=1.0,
+        )
+        for backend in ("torch", "native")
+        if backend == "torch" or native.is_available()
+    ),
 ]
 
 _RANGE = [

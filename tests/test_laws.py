@@ -20,9 +20,10 @@ from topkloss import aggregate, counted, selection, soft, threshold
 from topkloss.counted import Counted
 from topkloss.criterion import OfElements
 from topkloss.distributed import Ranks
+from topkloss.kernels import native
 from topkloss.threshold import KthLargest
 
-WAYS = ["pivots", "bisection", "sorting", "ranks"]
+WAYS = ["native", "pivots", "bisection", "sorting", "ranks"]
 
 
 class OneRank(Ranks):
@@ -57,8 +58,10 @@ def way(name: str) -> Iterator[None]:
     if name == "ranks":
         with mock.patch.object(aggregate, "count", among_ranks):
             yield
+    elif name == "native":  # where it was built
+        yield
     elif name == "pivots":  # on as few elements as there are here
-        with mock.patch.object(threshold, "SMALL", 2):
+        with mock.patch.object(threshold, "SMALL", 2), mock.patch.object(native, "is_available", return_value=False):
             yield
     else:
         with mock.patch.object(selection, "kth_largest", by(getattr(threshold, f"_by_{name}"))):

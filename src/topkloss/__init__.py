@@ -4,6 +4,7 @@ from topkloss import (
     aggregate,
     compound,
     criterion,
+    cross_entropy,
     distributed,
     elements,
     mining,
@@ -16,9 +17,9 @@ from topkloss import (
 from topkloss.aggregate import *  # noqa: F403
 from topkloss.compound import *  # noqa: F403
 from topkloss.criterion import *  # noqa: F403
+from topkloss.cross_entropy import *  # noqa: F403
 from topkloss.distributed import *  # noqa: F403
 from topkloss.elements import *  # noqa: F403
-from topkloss.kernels.cross_entropy import average_top_k_cross_entropy
 from topkloss.mining import *  # noqa: F403
 from topkloss.monitor import *  # noqa: F403
 from topkloss.schedule import *  # noqa: F403
@@ -26,10 +27,11 @@ from topkloss.selection import *  # noqa: F403
 from topkloss.selective import *  # noqa: F403
 from topkloss.soft import *  # noqa: F403
 
-__all__: list[str] = ["average_top_k_cross_entropy"]
+__all__: list[str] = []
 __all__ += aggregate.__all__
 __all__ += soft.__all__
 __all__ += criterion.__all__
+__all__ += cross_entropy.__all__
 __all__ += mining.__all__
 __all__ += compound.__all__
 __all__ += elements.__all__

@@ -9,20 +9,17 @@ from torch import Tensor, nn
 
 from topkloss.arguments import (
     NanPolicy,
-    check_class_weights,
     check_drop,
     check_k,
-    check_label_smoothing,
     check_nan_policy,
     check_word,
 )
 from topkloss.counted import Counted, Prepare, count_together
 from topkloss.distributed import ProcessGroup, Ranks, check_process_group, ranks_of
-from topkloss.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, cross_entropy_elements, scaled
-from topkloss.kernels.cross_entropy import Backend, average_top_k_cross_entropy, check_backend
+from topkloss.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, scaled
 from topkloss.selection import Selection, ranked_weights, selection_of, value_of
 
-__all__ = ["AverageRankedRangeLoss", "AverageTopKCrossEntropyLoss", "AverageTopKLoss"]
+__all__ = ["AverageRankedRangeLoss", "AverageTopKLoss"]
 
 Level = Literal["element", "sample"]
 Within = Literal["batch", "sample", "class"]
@@ -310,96 +307,3 @@ class AverageRankedRangeLoss(Criterion):
     def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
         k, drop = scaled(self.k, scale), scaled(self.drop, scale)
         return ranked_weights(counted, k=k, fraction=self.fraction, drop=drop, drop_fraction=self.drop_fraction)
-
-
-class AverageTopKCrossEntropyLoss(AverageTopKLoss):
-    """Cross-entropy of the hardest elements, in the place of ``nn.CrossEntropyLoss``. See `average_top_k`.
-
-    At ``fraction=1`` it *is* ``nn.CrossEntropyLoss``: class weights and label smoothing included (but for classes of
-    weight 0 under smoothing: torch adds the smoothed part of elements that it does not count). The ranking is by
-    the unweighted, unsmoothed loss, since mining elements is not mining classes, and smoothing makes
-    confidently right elements look hard; a class weight is the mass of the elements of that class, so `k` and
-    `fraction` count it. An element that is ignored, or whose class has weight 0, is not counted at all.
-
-    Args:
-        k: Mass of the elements averaged, k > 0, real; of each sample or class, where `within` says so.
-        fraction: `k` as a share of the counted mass, 0 < fraction <= 1. Exactly one of the two.
-        weight, ignore_index, label_smoothing: See `CrossEntropy`.
-        level, nan_policy, process_group: See `OfElements`.
-        within: See `Criterion`.
-        backend, inplace: See `average_top_k_cross_entropy`; they concern elements that are ranked all together here.
-
-    Example:
-        >>> criterion = AverageTopKCrossEntropyLoss(fraction=0.5)
-        >>> outputs = torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 2.0], [0.0, 9.0]])
-        >>> criterion(outputs, torch.tensor([0, 0, 0, -100]))  # 1.5 of the 3 labelled ones
-        tensor(1.6490)
-    """
-
-    weight: Tensor | None
-
-    def __init__(
-        self,
-        *,
-        k: float | None = None,
-        fraction: float | None = None,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        level: Level = "element",
-        within: Within = "batch",
-        nan_policy: NanPolicy = "propagate",
-        process_group: ProcessGroup | None = None,
-        backend: Backend = "auto",
-        inplace: bool = False,
-    ) -> None:
-        super().__init__(
-            None, k=k, fraction=fraction, level=level, within=within, nan_policy=nan_policy, process_group=process_group
-        )
-        check_label_smoothing(label_smoothing)
-        check_class_weights(weight)
-        check_backend(backend)
-        self.register_buffer("weight", weight)  # here, as in nn.CrossEntropyLoss: so their checkpoints are the same
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.backend: Backend = backend
-        self.inplace = inplace
-
-    def forward(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        *,
-        mask: Tensor | None = None,
-        sample_weight: Tensor | None = None,
-        scores: Tensor | None = None,
-        groups: Tensor | None = None,
-    ) -> Tensor:
-        """See `Criterion.forward`."""
-        given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight}
-        one_line = (self.level, self.within, self.nan_policy) == ("element", "batch", "propagate")
-        if not one_line or self.process_group is not None or scores is not None or groups is not None:
-            return super().forward(outputs, targets, scores=scores, groups=groups, **given)
-        return average_top_k_cross_entropy(
-            outputs,
-            targets,
-            k=self.k,
-            fraction=self.fraction,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            backend=self.backend,
-            inplace=self.inplace,
-            **given,
-        )
-
-    def _elements(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
-        return cross_entropy_elements(
-            outputs,
-            targets,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            mask=mask,
-            sample_weight=mass,
-        )

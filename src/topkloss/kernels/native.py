@@ -7,7 +7,6 @@ portable kernels serve.
 from __future__ import annotations
 
 import ctypes
-import functools
 import importlib.util
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_void_p
 from typing import NamedTuple
@@ -16,8 +15,6 @@ import torch
 from torch import Tensor
 
 from topkloss.tensors import computing_dtype
-
-__all__ = ["Library", "cross_entropy", "gradient", "is_available", "kth_largest", "library", "weighted_sum"]
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -70,8 +67,7 @@ class Library(NamedTuple):
     shares_openmp: bool  # threads are those of torch's own runtime
 
 
-@functools.cache
-def library() -> Library | None:
+def _open() -> Library | None:
     """The library; None where it was not built."""
     spec = importlib.util.find_spec("topkloss.kernels._native")
     if spec is None or spec.origin is None:
@@ -91,9 +87,13 @@ def library() -> Library | None:
     return Library(functions, spec.origin, vectors, bool(functions.topkloss_shares_openmp()))
 
 
+LIBRARY = _open()
+SERVES = LIBRARY is not None and LIBRARY.vectors != ""
+
+
 def is_available() -> bool:
     """Whether the kernels are there and worth their while on this processor."""
-    return (found := library()) is not None and found.vectors != ""
+    return SERVES
 
 
 def kth_largest(scores: Tensor, mass: Tensor | None, need: float) -> tuple[float, float, float]:
@@ -167,9 +167,8 @@ def weighted_sum(
 
 
 def _functions() -> ctypes.CDLL:
-    found = library()
-    assert found is not None
-    return found.functions
+    assert LIBRARY is not None
+    return LIBRARY.functions
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

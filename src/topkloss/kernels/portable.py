@@ -16,8 +16,6 @@ from torch import Tensor
 from topkloss.losses import cross_entropy as losses_and_scores
 from topkloss.tensors import computing_dtype
 
-__all__ = ["cross_entropy", "gradient", "weights_by"]
-
 # Logits that are computed with at a time: copies of so many stay in the cache.
 CHUNK = 2**18
 

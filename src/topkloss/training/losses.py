@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topkloss.criterion import AverageRankedRangeLoss, AverageTopKCrossEntropyLoss, AverageTopKLoss, Criterion
+from topkloss.criterion import AverageRankedRangeLoss, AverageTopKLoss, Criterion
 from topkloss.distributed import WORLD
 from topkloss.elements import CrossEntropy, Elements
 from topkloss.mining import OHEMLoss

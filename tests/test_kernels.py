@@ -1,0 +1,544 @@
+"""The kernels: as exact as torch on every layout and precision, the same on any number of threads, and their laws."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.measure import Memory
+from topkloss import AverageTopKCrossEntropyLoss, average_top_k, average_top_k_cross_entropy
+from topkloss.kernels import native
+from topkloss.threshold import kth_largest
+
+built = pytest.mark.skipif(not native.is_available(), reason="the native kernels were not built for this processor")
+BACKENDS = ["torch", pytest.param("native", marks=built)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+# Planes whole and in part, rows long and short, one class, one place, nothing in common with a tile of 256.
+SHAPES = [(2, 5, 7, 9), (2, 3, 256), (1, 4, 700), (300, 10), (40, 70), (3, 60, 5, 5), (5, 1), (2, 3, 1, 1), (1, 1, 20)]
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def logits_and_targets(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 3.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    outputs = (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+    targets = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    targets.view(-1)[::5] = -100
+    return outputs, targets
+
+
+def value_and_gradient(outputs: Tensor, targets: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+    leaf = outputs.detach().requires_grad_()
+    value = average_top_k_cross_entropy(leaf, targets, **settings)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
+
+
+def by_plain_torch(outputs: Tensor, targets: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+    """The same in float64, composed of what torch has; with a sample weight no kernel serves."""
+    ones = torch.ones(targets.shape)
+    settings = {**settings, "weight": None if settings.get("weight") is None else settings["weight"].double()}
+    return value_and_gradient(outputs.double(), targets, **settings, sample_weight=ones)
+
+
+# The same answer as plain torch
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_layout_and_precision(shape: Any, dtype: torch.dtype, channels_last: bool, backend: str) -> None:
+    if channels_last and len(shape) != 4:
+        return
+    outputs, targets = logits_and_targets(shape, dtype)
+    outputs = outputs.contiguous(memory_format=torch.channels_last) if channels_last else outputs
+    weight = torch.linspace(0, 2, shape[1]) if shape[1] > 1 else torch.ones(1)
+    for fraction, smoothing, weights in itertools.product([0.05, 0.37, 1.0], [0.0, 0.1], [None, weight]):
+        settings = {"fraction": fraction, "label_smoothing": smoothing, "weight": weights}
+        value, gradient = value_and_gradient(outputs, targets, **settings, backend=backend)
+        expected, slope = by_plain_torch(outputs, targets, **settings)
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(value.double(), expected, rtol=3e-6, atol=1e-7)
+        rounded = 2 * torch.finfo(dtype).eps * slope.abs().max()
+        weighed = 1e-14 if dtype == torch.float64 else 1e-7  # of the weights, at most 1: a slope may be a difference
+        assert (gradient.double() - slope).abs().max() <= rounded + weighed, settings
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda x: x[:, ::2],
+        lambda x: x.transpose(2, 3),
+        lambda x: x[:, :, 1:-1],
+        lambda x: x[:1, :, :1].expand(3, 6, 8, 9),
+        lambda x: x.flip(1),
+    ],
+    ids=["strided classes", "transposed", "a part", "expanded", "flipped"],
+)
+def test_views_of_any_kind(of: Callable[[Tensor], Tensor], backend: str) -> None:
+    base, _ = logits_and_targets((3, 6, 8, 9), torch.float64)
+    outputs = of(base)
+    targets = torch.randint(outputs.shape[1], (outputs.shape[0], *outputs.shape[2:]))
+    ours = value_and_gradient(outputs, targets, fraction=0.3, backend=backend)
+    torch.testing.assert_close(ours, by_plain_torch(outputs, targets, fraction=0.3), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(data=st.data())
+def test_masks_counts_and_ties(backend: str, data: st.DataObject) -> None:
+    shape = data.draw(st.sampled_from([(9,), (3, 4), (2, 2, 5)]))
+    classes = data.draw(st.integers(1, 4))
+    numbers = st.lists(
+        st.sampled_from([-2.0, -0.0, 0.0, 1.0, 30.0]),
+        min_size=math.prod(shape) * classes,
+        max_size=math.prod(shape) * classes,
+    )
+    outputs = torch.tensor(data.draw(numbers)).reshape(shape[0], classes, *shape[1:])
+    labels = st.lists(st.integers(-1, classes - 1), min_size=math.prod(shape), max_size=math.prod(shape))
+    targets = torch.tensor(data.draw(labels)).reshape(shape)
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=targets.numel(), max_size=targets.numel())))
+    k = data.draw(st.sampled_from([0.5, 1.0, 2.5, 7.0, 100.0]))
+    settings = {"k": k, "ignore_index": -1, "mask": data.draw(st.sampled_from([None, mask.reshape(shape)]))}
+    value, _ = value_and_gradient(outputs, targets, **settings, backend=backend)
+    expected, _ = by_plain_torch(outputs, targets, **settings)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+# As exact as torch's own
+
+
+@np.errstate(over="ignore")
+def in_long_double(outputs: Tensor, targets: Tensor) -> tuple[Any, Any]:
+    """Losses, and the gradient of their mean, with a longer mantissa than float64 where the machine has one."""
+    x = np.moveaxis(outputs.double().numpy().astype(np.longdouble), 1, -1)
+    labels = targets.numpy()[..., None]
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    own = np.take_along_axis(x, labels, -1)
+    rest = np.exp(x - own)
+    np.put_along_axis(rest, labels, 0, -1)
+    below = x.max(axis=-1) - own[..., 0]
+    losses = np.where(below == 0, np.log1p(rest.sum(-1)), below + np.log(powers.sum(-1)))
+    probabilities = powers / powers.sum(-1, keepdims=True)
+    others = probabilities.copy()
+    np.put_along_axis(others, labels, 0, -1)
+    slope = others.copy()
+    np.put_along_axis(slope, labels, -others.sum(-1, keepdims=True), -1)
+    return losses, np.moveaxis(slope / targets.numel(), -1, 1)
+
+
+def assert_no_less_exact(ours: Tensor, stock: Tensor, exact: Any, dtype: torch.dtype) -> None:
+    """At most twice the largest error of torch, or four units in the last place."""
+    unit = torch.finfo(dtype).eps * np.abs(exact)
+    error, theirs = (np.abs(x.double().numpy().astype(np.longdouble) - exact) for x in (ours, stock))
+    assert (error <= np.maximum(2 * theirs.max(), 4 * unit)).all(), (float(error.max()), float(theirs.max()))
+
+
+@built
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(400, 5), (60, 100), (2, 7, 300)], ids=str)
+@pytest.mark.parametrize("scale", [0.01, 3.0, 200.0, 1e4])
+def test_no_less_exact_than_torch(dtype: torch.dtype, shape: Any, scale: float) -> None:
+    """Each loss by itself, and the gradient of their mean."""
+    outputs, targets = logits_and_targets(shape, dtype, scale)
+    targets = targets.abs() % shape[1]
+    losses, slope = in_long_double(outputs, targets)
+    wide = outputs if dtype == torch.float64 else outputs.float()
+    stock = F.cross_entropy(wide, targets, reduction="none")
+    assert_no_less_exact(scores_of(outputs, targets), stock, losses, wide.dtype)
+    leaf = outputs.detach().requires_grad_()
+    (theirs,) = torch.autograd.grad(F.cross_entropy(leaf, targets), leaf)
+    _, ours = value_and_gradient(outputs, targets, fraction=1, backend="native")
+    assert_no_less_exact(ours, theirs, slope, dtype)
+
+
+def scores_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """What the native kernel ranks by."""
+    places = outputs.t().unsqueeze(0) if outputs.dim() == 2 else outputs
+    labels = targets.reshape(places.shape[0], -1)
+    plain: dict[str, Any] = {"counts": None, "ignore_index": -1, "class_weight": None, "smoothing": 0.0}
+    return native.cross_entropy(places, labels, **plain).scores.reshape(targets.shape)
+
+
+@built
+@pytest.mark.parametrize("margin", [1e-3, 5.0, 12.0, 20.0, 60.0, 80.0])
+def test_tiny_losses_are_relatively_exact(margin: float) -> None:
+    """Where torch's own float32 cross-entropy is 0 or wrong by its whole size, and makes ties."""
+    outputs = torch.tensor([[margin, 0.0, -1.0], [margin, 0.5, 0.25]])
+    scores = scores_of(outputs, torch.zeros(2, dtype=torch.long))
+    wide = outputs.double()
+    exact = torch.log1p((wide[:, 1:] - wide[:, :1]).exp().sum(dim=1))
+    torch.testing.assert_close(scores.double(), exact, rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [True, False])
+def test_infinite_logits_are_what_they_are_to_torch(backend: str, rows: bool) -> None:
+    inf = math.inf
+    outputs = torch.tensor(
+        [[-inf, 0.0, 1.0], [0.0, -inf, -inf], [1.0, 2.0, -inf], [3e4, -3e4, 0.0]], dtype=torch.float64
+    )
+    outputs = outputs if rows else outputs.t().contiguous()[None]
+    for labels in ([1, 0, 1, 0], [0, 1, 2, 1], [2, 2, 0, 2]):
+        targets = torch.tensor(labels) if rows else torch.tensor([labels])
+        for k in (1.0, 2.5, 4.0):
+            ours = value_and_gradient(outputs, targets, k=k, backend=backend)
+            torch.testing.assert_close(ours, by_plain_torch(outputs, targets, k=k), equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_counted_nan_shows_and_an_ignored_one_never_matters(backend: str, poison: float) -> None:
+    outputs, targets = logits_and_targets((2, 4, 300), torch.float32)
+    right = value_and_gradient(outputs, targets, fraction=0.5, backend=backend)
+    ignored = targets == -100
+    outputs.masked_fill_(ignored.unsqueeze(1), poison)
+    wild = targets.masked_fill(ignored, 7777)
+    for labels, settings in ((targets, {}), (wild, {"mask": ~ignored}), (wild, {"ignore_index": 7777})):
+        ours = value_and_gradient(outputs, labels, fraction=0.5, backend=backend, **settings)
+        torch.testing.assert_close(ours, right, rtol=0, atol=0)
+        assert (ours[1].masked_select(ignored.unsqueeze(1)) == 0).all()
+    outputs[0, 1, 1] = math.nan
+    value, gradient = value_and_gradient(outputs, targets, fraction=0.5, backend=backend)
+    assert value.isnan()
+    assert gradient.masked_select(~ignored.unsqueeze(1)).isnan().all()
+    assert (gradient.masked_select(ignored.unsqueeze(1)) == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_counted_is_zero_and_connected(backend: str) -> None:
+    outputs, targets = logits_and_targets((2, 4, 300), torch.float32)
+    value, gradient = value_and_gradient(outputs, torch.full_like(targets, -100), fraction=0.5, backend=backend)
+    assert value == 0
+    assert (gradient == 0).all()
+
+
+# The k-th largest
+
+
+def distributions(n: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    random = torch.randn(n, generator=generator)
+    zeros = torch.where(torch.rand(n, generator=generator) < 0.7, torch.tensor(-0.0), random.abs())
+    return {
+        "random": random,
+        "wide": (40 * random).exp(),
+        "zeros": zeros,
+        "sorted": random.sort().values,
+        "reversed": random.sort(descending=True).values,
+        "constant": torch.full((n,), 0.5),
+        "two": torch.where(random > 0, 1.0, 2.0),
+        "infinite": torch.where(random > 1, torch.inf, torch.where(random < -1, -torch.inf, random)),
+        "alternating": torch.arange(n).remainder(2).float(),
+    }
+
+
+@built
+@pytest.mark.parametrize("n", [1, 2, 100, 8192, 8193, 30_000, 200_001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kth_largest_of_any_distribution(n: int, dtype: torch.dtype, threads: Callable[[int], None]) -> None:
+    for name, scores in distributions(n).items():
+        scores = scores.to(dtype)
+        ordered = scores.sort(descending=True).values
+        for share, number in itertools.product([1e-9, 0.003, 0.1, 0.5, 0.9, 1.0], [1, 3]):
+            threads(number)
+            k = max(1, round(share * n))
+            found = native.kth_largest(scores, None, k)
+            expected = ordered[k - 1]
+            assert found[0] == expected, (name, k)
+            assert found[1] == (scores > expected).sum()
+            assert found[2] == (scores == expected).sum()
+
+
+@built
+@pytest.mark.parametrize("n", [1, 7, 5000, 100_000])
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_kth_largest_by_mass(n: int, number: int, threads: Callable[[int], None]) -> None:
+    threads(number)
+    mass = torch.randint(0, 4, (n,), generator=torch.Generator().manual_seed(n)).double()
+    mass[0] = 1
+    for name, scores in distributions(n).items():
+        scores = torch.where(mass > 0, scores, -torch.inf)
+        ordered, order = scores.sort(descending=True, stable=True)
+        reached = mass[order].cumsum(0)
+        for share in (1e-9, 0.1, 0.5, 1.0):
+            need = share * float(mass.sum())
+            expected = ordered[(reached < need).sum()]
+            found = native.kth_largest(scores, mass, need)
+            assert found[0] == expected, (name, share)
+            assert found[1] == mass[scores > expected].sum()
+            assert found[2] == mass[scores == expected].sum()
+
+
+@built
+def test_pivots_that_miss_are_made_good() -> None:
+    """All that the sample sees is small: the answer lies above both pivots."""
+    n = 2**17
+    step = round(n * 0.6180339887498949)
+    while math.gcd(step, n) > 1:
+        step += 1
+    seen = torch.arange(round(n ** (2 / 3))) * step % n
+    scores = torch.rand(n, generator=torch.Generator().manual_seed(0)) + 1
+    scores[seen] = 0.0
+    for k in (1, 1000, n // 2, n - 10):
+        assert native.kth_largest(scores, None, k)[0] == scores.sort(descending=True).values[k - 1]
+
+
+@built
+def test_the_threshold_is_the_natives_on_tensors_that_are_not_contiguous() -> None:
+    scores = torch.randn(50, 4).t()
+    found = kth_largest(scores[1], None, torch.tensor(7.0, dtype=torch.float64))
+    assert found.score == scores[1].sort(descending=True).values[6]
+
+
+# The same on any number of threads
+
+
+@built
+@pytest.mark.parametrize("shape", [(2, 19, 130, 70), (3000, 100)], ids=str)
+def test_threads_change_nothing(shape: Any, threads: Callable[[int], None]) -> None:
+    outputs, targets = logits_and_targets(shape, torch.float32)
+    threads(1)
+    value, gradient = value_and_gradient(outputs, targets, fraction=0.3, backend="native")
+    for number in (2, 3, 5):
+        threads(number)
+        again, slope = value_and_gradient(outputs, targets, fraction=0.3, backend="native")
+        torch.testing.assert_close(slope, gradient, rtol=0, atol=0)
+        torch.testing.assert_close(again, value, rtol=2e-7, atol=0)  # sums of parts round otherwise
+
+
+@built
+def test_the_runtime_of_torch_is_shared() -> None:
+    assert native.LIBRARY is not None
+    assert native.LIBRARY.shares_openmp == (
+        "OpenMP" in torch.__config__.parallel_info().split("ATen parallel backend:")[1]
+    )
+
+
+# What torch does around them
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_first_and_second_derivatives(backend: Any, smoothing: float) -> None:
+    outputs, targets = logits_and_targets((30, 4), torch.float64)
+    weight = torch.tensor([0.5, 1.0, 2.0, 0.3], dtype=torch.float64)
+    value = partial(
+        average_top_k_cross_entropy, targets=targets, k=7.5, label_smoothing=smoothing, weight=weight, backend=backend
+    )
+    assert torch.autograd.gradcheck(value, (outputs.requires_grad_(),))
+    assert torch.autograd.gradgradcheck(value, (outputs,))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # that opcheck itself reads
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_operators_keep_torchs_contract(backend: str) -> None:
+    outputs, targets = logits_and_targets((2, 4, 33), torch.float32)
+    asked = torch.tensor(0.4, dtype=torch.float64)
+    settings = (None, None, None, asked, True, -100, 0.1, backend == "native")
+    forward, backward = torch.ops.topkloss.top_k_cross_entropy, torch.ops.topkloss.top_k_cross_entropy_backward
+    torch.library.opcheck(forward.default, (outputs.requires_grad_(), targets, *settings))
+    with torch.no_grad():
+        _, scores, rule = forward(outputs, targets, *settings)
+    slope = torch.ones((), requires_grad=True)
+    arguments = (slope, outputs, targets, None, None, scores, rule, 0.1, backend == "native")
+    known = ("test_schema", "test_autograd_registration", "test_faketensor")  # a second derivative is not compiled
+    torch.library.opcheck(backward.default, arguments, test_utils=known)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_whole_with_any_k(backend: str) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def train(outputs: Tensor, targets: Tensor, k: float) -> Tensor:
+        return average_top_k_cross_entropy(2 * outputs, targets, k=k, backend=backend)  # type: ignore[arg-type]
+
+    compiled = torch.compile(train, fullgraph=True, backend=counter)
+    outputs, targets = logits_and_targets((2, 4, 300), torch.float32)
+    for k in (10.0, 20.5, 31.0, 4.0):
+        leaf = outputs.requires_grad_()
+        ours, theirs = compiled(leaf, targets, k), train(leaf, targets, k)
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(*(torch.autograd.grad(value, leaf)[0] for value in (ours, theirs)))
+    torch._dynamo.reset()
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_under_autocast_it_is_float32(backend: str) -> None:
+    model = nn.Conv2d(3, 5, 1)
+    targets = torch.randint(5, (2, 20, 20))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(torch.rand(2, 3, 20, 20))
+        loss = average_top_k_cross_entropy(outputs, targets, fraction=0.5, backend=backend)  # type: ignore[arg-type]
+    assert (outputs.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert model.weight.grad is not None
+    assert model.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_written_to(backend: str) -> None:
+    outputs, targets = logits_and_targets((2, 4, 300), torch.float32)
+    weight = torch.rand(4)
+    before = [tensor.clone() for tensor in (outputs, targets, weight)]
+    value_and_gradient(outputs, targets, fraction=0.5, weight=weight, label_smoothing=0.1, backend=backend)
+    assert all(torch.equal(*pair) for pair in zip(before, (outputs, targets, weight), strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("place", [0, 200, 599])
+def test_a_label_out_of_range_is_refused(backend: str, place: int) -> None:
+    outputs, targets = logits_and_targets((2, 4, 300), torch.float32)
+    targets.view(-1)[place] = 4
+    with pytest.raises(ValueError, match=r"`targets` must be classes in \[0, 4\) where counted; got 4. If that marks"):
+        value_and_gradient(outputs, targets, fraction=0.5, backend=backend)
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 100, 100), (20_000, 64)], ids=str)
+def test_the_portable_kernels_need_one_gradient_and_little_else(shape: Any) -> None:
+    outputs, targets = logits_and_targets(shape, torch.float32)
+    leaf = outputs.requires_grad_()
+    with Memory() as memory:
+        memory.known.update(tensor.untyped_storage().data_ptr() for tensor in (leaf, targets))
+        average_top_k_cross_entropy(leaf, targets, fraction=0.5, backend="torch").backward()  # type: ignore[no-untyped-call]
+    logits = leaf.numel() * 4
+    assert logits <= memory.most <= 2.4 * logits  # the chunks are as large as these logits are small
+
+
+# The gradient in the place of the logits
+
+
+@built
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fraction", [0.1, 0.9])
+def test_in_place_is_the_same_gradient(channels_last: bool, dtype: torch.dtype, fraction: float) -> None:
+    inputs, targets = logits_and_targets((2, 5, 20, 33), dtype)
+    inputs = inputs.contiguous(memory_format=torch.channels_last) if channels_last else inputs
+    gradients = []
+    for inplace in (True, False):
+        leaf = inputs.detach().requires_grad_()
+        outputs = leaf * 2
+        storage = outputs.untyped_storage().data_ptr()
+        loss = average_top_k_cross_entropy(outputs, targets, fraction=fraction, backend="native", inplace=inplace)
+        seen: list[int] = []
+        outputs.register_hook(lambda slope, seen=seen: seen.append(slope.untyped_storage().data_ptr()))
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert (seen == [storage]) == inplace
+        assert (outputs.numel() == 0) == inplace
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@built
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda outputs, loss: loss(outputs, inplace=True),
+        lambda outputs, loss: loss(outputs),
+        lambda outputs, loss: outputs.square().sum(),
+        lambda outputs, loss: (outputs * outputs.exp()).sum(),
+    ],
+    ids=["in place", "a loss", "a square", "a product"],
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_a_second_use_of_overwritten_logits_raises(second: Callable[..., Tensor], together: bool) -> None:
+    inputs, targets = logits_and_targets((2, 5, 300), torch.float32)
+    loss = partial(average_top_k_cross_entropy, targets=targets, fraction=0.5, backend="native")
+    outputs = inputs.requires_grad_() * 2
+    other = second(outputs, loss)
+    value = loss(outputs, inplace=True)  # the last to be computed is the first to be differentiated
+    if not together:
+        value.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    late = other + value if together else other
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        late.backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(IndexError):
+        outputs.argmax(dim=1)
+
+
+@built
+def test_a_second_backward_through_overwritten_logits_raises() -> None:
+    inputs, targets = logits_and_targets((2, 5, 300), torch.float32)
+    outputs = inputs.requires_grad_() * 2
+    value = average_top_k_cross_entropy(outputs, targets, fraction=0.5, backend="native", inplace=True)
+    value.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()  # type: ignore[no-untyped-call]
+
+
+@built
+def test_a_layer_that_keeps_the_logits_refuses_to_lose_them() -> None:
+    inputs, targets = logits_and_targets((2, 5, 300), torch.float32)
+    outputs = inputs.requires_grad_().sigmoid()  # its derivative is computed of its result
+    value = average_top_k_cross_entropy(outputs, targets, fraction=0.5, backend="native", inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()  # type: ignore[no-untyped-call]
+
+
+@built
+def test_leaves_are_never_overwritten() -> None:
+    outputs, targets = logits_and_targets((2, 5, 300), torch.float32)
+    with pytest.raises(ValueError, match="`outputs` must be computed by the model for inplace=True; got a leaf"):
+        average_top_k_cross_entropy(outputs.requires_grad_(), targets, fraction=0.5, backend="native", inplace=True)
+    with torch.no_grad():  # nothing will be differentiated
+        average_top_k_cross_entropy(outputs, targets, fraction=0.5, backend="native", inplace=True)
+
+
+# Which kernel serves
+
+
+def test_small_inputs_stay_with_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("an operator was called")
+
+    monkeypatch.setattr("topkloss.kernels.operators._like_places", fail)
+    outputs, targets = logits_and_targets((64, 10), torch.float32)
+    average_top_k_cross_entropy(outputs, targets, fraction=0.5)
+    if native.is_available():
+        outputs, targets = logits_and_targets((64, 1000), torch.float32)
+        with pytest.raises(AssertionError, match="an operator was called"):
+            average_top_k_cross_entropy(outputs, targets, fraction=0.5)
+
+
+def test_without_the_library_the_portable_kernels_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "SERVES", False)
+    outputs, targets = logits_and_targets((2, 5, 40, 50), torch.float32)
+    ours = value_and_gradient(outputs, targets, fraction=0.3)
+    torch.testing.assert_close(ours[0].double(), by_plain_torch(outputs, targets, fraction=0.3)[0])
+    with pytest.raises(ValueError, match='`backend` must be "auto" or "torch" where the native kernels are missing'):
+        average_top_k_cross_entropy(outputs, targets, fraction=0.3, backend="native")
+    losses = torch.rand(50_000)
+    torch.testing.assert_close(average_top_k(losses, k=10), losses.topk(10)[0].mean())
+
+
+def test_a_criterion_says_which_kernel_it_wants() -> None:
+    with pytest.raises(ValueError, match=r"`backend` must be .auto., .torch. or .native.; got .cuda."):
+        AverageTopKCrossEntropyLoss(fraction=0.5, backend="cuda")  # type: ignore[arg-type]
+    outputs, targets = logits_and_targets((2, 5, 300), torch.float32)
+    criterion = AverageTopKCrossEntropyLoss(fraction=0.5, backend="torch", nan_policy="omit")
+    plain = AverageTopKCrossEntropyLoss(fraction=0.5, backend="torch")
+    torch.testing.assert_close(criterion(outputs, targets), plain(outputs, targets))
