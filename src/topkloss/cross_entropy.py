@@ -17,7 +17,7 @@ from topkloss.arguments import (
 )
 from topkloss.counted import count
 from topkloss.criterion import AverageTopKLoss, Level, Within
-from topkloss.distributed import ProcessGroup
+from topkloss.distributed import ProcessGroup, ranks_of
 from topkloss.elements import Elements, class_mass, cross_entropy_elements
 from topkloss.kernels import native
 from topkloss.kernels.operators import native_serves, top_k_cross_entropy
@@ -183,7 +183,7 @@ class AverageTopKCrossEntropyLoss(AverageTopKLoss):
         """See `Criterion.forward`."""
         given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight}
         one_line = (self.level, self.within, self.nan_policy) == ("element", "batch", "propagate")
-        if not one_line or self.process_group is not None or scores is not None or groups is not None:
+        if not one_line or scores is not None or groups is not None or ranks_of(self.process_group) is not None:
             return super().forward(outputs, targets, scores=scores, groups=groups, **given)
         return average_top_k_cross_entropy(
             outputs,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from topkloss.criterion import AverageRankedRangeLoss, AverageTopKLoss, Criterion
+from topkloss.cross_entropy import AverageTopKCrossEntropyLoss
 from topkloss.distributed import WORLD
 from topkloss.elements import CrossEntropy, Elements
 from topkloss.mining import OHEMLoss
