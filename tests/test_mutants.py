@@ -20,6 +20,7 @@ from tests.test_criterion import value_is_the_smoothed_loss_of_the_hardest_by_pl
 from topkloss import aggregate, counted, elements, groups, selection, soft
 from topkloss.counted import Counted
 from topkloss.groups import Places
+from topkloss.kernels import native, portable
 from topkloss.losses import cross_entropy as right_loss
 from topkloss.selection import Cut, ranked_weights
 from topkloss.selection import weighted_sum as right_sum
@@ -42,6 +43,8 @@ class Mutant:
 
 right_capacity, right_cut, right_count = selection.capacity, selection.cut, counted.count
 right_spread, right_above, right_kth = selection.spread, selection.weights_above, selection.kth_weights
+right_weights_by, right_native_kth = portable.weights_by, native.kth_largest
+right_native_gradient, right_native_sum = native.gradient, native.weighted_sum
 right_negatives, right_places, right_part = selection.hard_negative_weights, groups.places, soft._positive_part
 
 
@@ -218,9 +221,33 @@ def overflowing(
     return ((mass * (tilt * losses).exp()).sum() / mass.sum()).log() / tilt
 
 
+def all_at_the_threshold_whole(rule: Tensor, scores: Tensor, mass: Tensor | None) -> Tensor:
+    return right_weights_by(torch.stack([rule[0], torch.ones_like(rule[1]), rule[2]]), scores, mass)
+
+
+def one_too_far(scores: Tensor, mass: Tensor | None, need: float) -> tuple[float, float, float]:
+    return right_native_kth(scores, mass, need + 1)
+
+
+def all_that_counts(*tensors: Tensor, threshold: float, **given: Any) -> None:
+    right_native_gradient(*tensors, threshold=-1.0, **given)
+
+
+def without_the_tied(*tensors: Tensor, part: float, **given: Any) -> float:
+    return right_native_sum(*tensors, part=0.0, **given)
+
+
 VALUE, MASS = "value_is_the_oracles", "scaling_the_mass_changes_nothing_under_fraction"
+SLOPE = "gradient_is_a_subgradient"
+PORTABLE, NATIVE = "AverageTopKCrossEntropyLoss by torch", "AverageTopKCrossEntropyLoss by native"
 MASK, NOBODY = "masked_is_the_same_as_left_out", "nothing_counted_is_a_connected_zero"
 RANGED, NEGATIVES = "average_ranked_range", "average_hard_negatives"
+MUTANTS_OF_NATIVE = [
+    Mutant("native: one too far", native, "kth_largest", one_too_far, VALUE),
+    Mutant("native: nothing at the threshold", native, "weighted_sum", without_the_tied, VALUE, NATIVE),
+    Mutant("native: slope of all that counts", native, "gradient", all_that_counts, SLOPE, NATIVE),
+]
+
 MUTANTS = [
     Mutant("k clamped to 1", selection, "capacity", clamped, MASS),
     Mutant("k truncated", selection, "capacity", truncated, VALUE),
@@ -254,6 +281,9 @@ MUTANTS = [
     Mutant("first of the tied", aggregate, "kth_weights", first_of_the_tied, "order_never_matters", "kth_largest"),
     Mutant("excess of both signs", soft, "_positive_part", excess_of_both_signs, VALUE, "average_top_k_dual"),
     Mutant("corner off", soft, "_positive_part", corner_off_by_half, VALUE, "average_top_k_dual smoothed"),
+    Mutant("kernel: all ties whole", portable, "weights_by", all_at_the_threshold_whole, VALUE, PORTABLE),
+    Mutant("kernel: slope of all ties", portable, "weights_by", all_at_the_threshold_whole, SLOPE, PORTABLE),
+    *([] if not native.is_available() else MUTANTS_OF_NATIVE),
     Mutant("tilted overflows", topkloss, "tilted", overflowing, VALUE, "tilted"),
 ]
 
