@@ -1,0 +1,1 @@
+"""Linear models with the average top-k loss, solved to a certified accuracy, under scikit-learn's conventions."""
