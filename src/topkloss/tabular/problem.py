@@ -8,8 +8,8 @@ The primal and the dual, with A = `strength`, masses s and cap 1/k:
     D(p, \theta) &= -\sum_i s_i p_i \ell_i^*(\theta_i / s_i p_i) - \frac A2 |X^T \theta|^2, \qquad
         \textstyle\sum_i \theta_i = 0 \text{ for a free intercept}
 
-P is the average top-k loss plus the penalty; D is at most P everywhere. For theta made of the slopes of the losses at the
-model itself the difference is a sum of terms that are all at least 0, so that it is computed without cancellation:
+P is the average top-k loss plus the penalty; D is at most P everywhere. For theta made of the slopes of the losses at
+the model itself the difference is a sum of terms that are all at least 0, so that it is computed without cancellation:
 
 .. math:: P - D = \lambda \big(1 - \textstyle\sum_i s_i |p_i|\big) + \sum_i s_i \big( \tfrac1k [\ell_i - \lambda]_+
     + \lambda |p_i| - p_i e_i \big) + \frac A2 \Big| \frac wA + X^T \theta \Big|^2

@@ -4,7 +4,8 @@ Around the shares p of the last problem the next one is smoothed less and less (
 that the model itself is accurate: |w - w*| <= `tol` |w|. Each smoothed problem is solved only as far as its own error
 matters: until the residual of its gradient is a small part of the gap.
 
-Reference: Rockafellar. Augmented Lagrangians and applications of the proximal point algorithm in convex programming. 1976.
+Reference: Rockafellar. Augmented Lagrangians and applications of the proximal point algorithm in convex programming.
+Mathematics of Operations Research, 1976.
 """
 
 from __future__ import annotations
@@ -166,8 +167,8 @@ class _Run:
     def proves_zero(self, point: Point) -> bool:
         """Whether the shares of this point prove that no weight at all is as good as it gets.
 
-        The optimum then is no farther from 0 than a small part of what slopes of random directions would add up to, and no
-        better than a small part of the objective.
+        The optimum then is no farther from 0 than a small part of what slopes of random directions would add up to,
+        and no better than by a small part of the objective.
         """
         problem = self.problem
         coefficients = point.coefficients.copy()
