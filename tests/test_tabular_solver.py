@@ -117,7 +117,9 @@ def test_no_slope_that_a_loss_cannot_have_has_a_conjugate() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-3, 3), st.floats(0.1, 3)), min_size=1, max_size=12), st.floats(0.02, 2))
-def test_the_projection_is_the_nearest_point_of_the_capped_simplex(pairs: list[tuple[float, float]], cap: float) -> None:
+def test_the_projection_is_the_nearest_point_of_the_capped_simplex(
+    pairs: list[tuple[float, float]], cap: float
+) -> None:
     wanted, mass = (np.array(column) for column in zip(*pairs, strict=True))
     least = project(wanted, mass, cap, 0.0)
     shares = np.clip(wanted - least, 0.0, cap)

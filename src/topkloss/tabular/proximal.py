@@ -94,7 +94,7 @@ def solve(
             iterations += 1
             point = _advance(Smoothed(problem, shares, sigma), point, direction)
         coefficients, shares, least = point.coefficients, point.shares, point.level
-        if run.verdict or run.proves_zero(point) or iterations >= max_iter or run.stalled():
+        if run.verdict or run.proves_zero(point) or run.stalled(point) or iterations >= max_iter:
             return run.solution(point, iterations)
         outputs = design.outputs(coefficients)  # afresh: the steps' rounding errors add up
         if run.slow and sigma < SHARPEST * problem.cap / run.scale:
@@ -115,9 +115,19 @@ def _advance(smoothed: Smoothed, point: Point, direction: Direction) -> Point:
 
 
 def _scale(problem: Problem, outputs: Array) -> float:
-    """The size of the losses."""
-    losses = problem.loss.value(outputs, problem.targets)
-    return max(float(problem.mass @ losses) / float(problem.mass.sum()), 1e-300)
+    """The size of the losses; where those of the start are nearly nothing, of a model without weights."""
+    here, nothing = (problem.loss.value(one, problem.targets) for one in (outputs, np.zeros_like(outputs)))
+    sizes = float(problem.mass @ here), 1e-8 * float(problem.mass @ nothing)
+    return max(sizes) / float(problem.mass.sum()) or 1.0
+
+
+def _rounding(problem: Problem, point: Point) -> float:
+    """What the rounding of the outputs makes of the gap: smaller ones are below what float64 can tell."""
+    sizes = np.abs(point.outputs)
+    bend = problem.loss.curvature(point.outputs, problem.targets)
+    bend = bend[:, None] if bend.ndim == 1 else np.einsum("icc->ic", bend)
+    each = (sizes * np.abs(point.slopes) + bend * sizes**2).sum(axis=1)
+    return ROUNDING * float((problem.mass * np.abs(point.shares)) @ each)
 
 
 def _imbalance(problem: Problem, point: Point) -> float:
@@ -195,13 +205,17 @@ class _Run:
             self.squared_norms = self.problem.design.squared_norms() + float(ones)
         return self.squared_norms
 
-    def stalled(self) -> bool:
-        """After a smoothed problem: whether the last ones brought nothing."""
+    def stalled(self, point: Point) -> bool:
+        """After a smoothed problem: whether the last ones brought nothing, or nothing more can be told."""
         self.slow = self.gap > 0.1 * self.last
         self.part = max(0.1 * self.part, 1e-6) if self.slow else 0.1
         self.idle = 0 if self.gap < 0.5 * self.best else self.idle + 1
         self.last, self.best = self.gap, min(self.best, self.gap)
-        return self.idle > 12
+        if self.idle > 0 and self.gap <= 1e-10 * self.scale:
+            certificate = self.problem.certify(point.coefficients, point.outputs, point.shares)
+            if certificate.gap <= max(ROUNDING * certificate.objective, _rounding(self.problem, point)):
+                self.verdict = "rounding"
+        return bool(self.verdict) or self.idle > 12
 
     def solution(self, point: Point, iterations: int) -> Solution:
         """What was reached."""
@@ -209,5 +223,4 @@ class _Run:
             coefficients, certificate = self.zero
             return Solution(coefficients, point.shares, certificate, iterations, converged=True, zero=True)
         certificate = self.problem.certify(point.coefficients, point.outputs, point.shares)
-        converged = bool(self.verdict) or certificate.gap <= ROUNDING * certificate.objective
-        return Solution(point.coefficients, point.shares, certificate, iterations, converged, zero=False)
+        return Solution(point.coefficients, point.shares, certificate, iterations, bool(self.verdict), zero=False)
