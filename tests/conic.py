@@ -1,7 +1,7 @@
 """The oracle of the linear models: the same problem, written as a conic program, by a solver that is not ours.
 
-The average top-k loss is the minimum over a level of level + sum of what exceeds it over k (Fan et al., Lemma 1); each loss
-is a few cones. Nothing of `topkloss` is used.
+The average top-k loss is the minimum over a level of level + sum of what exceeds it over k (Fan et al., Lemma 1); each
+loss is a few cones. Nothing of `topkloss` is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Program", "optimum"]
 
 
 class Program:
-    """min q x + x P x / 2, rows of b - A x in cones; an affine expression is a dict of coefficients, -1 its constant."""
+    """min q x + x P x / 2, rows of b - A x in cones; an expression is a dict of coefficients, -1: its constant."""
 
     def __init__(self) -> None:
         self.variables = 0

@@ -30,6 +30,10 @@ class Design:
         self.rows, self.columns = features.shape
         self.unknowns = self.columns + intercept
 
+    def every(self, step: int) -> Design:
+        """The design of every `step`-th row."""
+        return Design(self.features[::step], intercept=self.intercept)
+
     def outputs(self, coefficients: Array) -> Array:
         """X w + b, shape (n, m)."""
         weights = coefficients[: self.columns]

@@ -42,7 +42,7 @@ class _Task:
     outputs: int = 1
 
 
-class _Linear(BaseEstimator):
+class _Linear(BaseEstimator):  # type: ignore[misc]
     """What the classifier and the regressor share: from checked data to coefficients."""
 
     def _read(self, features: Any, targets: Any, sample_weight: Any, **checks: Any) -> tuple[Any, Any, Array]:

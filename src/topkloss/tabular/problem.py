@@ -95,15 +95,17 @@ class Problem:
         """|w|: of what the penalty includes."""
         return math.sqrt(2 * self.strength * self.penalty(coefficients))
 
-    def excess(self, outputs: Array, shares: Array) -> tuple[float, float]:
+    def excess(self, outputs: Array, shares: Array, least: float | None = None) -> tuple[float, float]:
         """How much the shares p lose against the best ones at these outputs, and the k-th largest loss.
 
         Args:
             outputs: Shape (n, m).
             shares: Feasible p, shape (n,).
+            least: Any number >= 0 in the place of the k-th largest loss: the answer then is at most too large.
         """
         losses = self.loss.value(outputs, self.targets)
-        least = max(level(losses, self.mass, self.k), 0.0)
+        if least is None:
+            least = max(level(losses, self.mass, self.k), 0.0)
         sizes = np.abs(shares)
         lost = self.cap * np.maximum(losses - least, 0.0)
         lost += least * sizes - shares * self.loss.piece(outputs, self.targets)

@@ -11,7 +11,7 @@ Mathematics of Operations Research, 1976.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,12 @@ __all__ = ["Solution", "solve"]
 
 # Each smoothed problem is this much nearer to the exact one than that before.
 GROWTH = 10.0
+
+# Of so many rows times unknowns squared the matrix costs more than many gradients do.
+COSTLY = 3e8
+
+# From twice as many rows on, about so many of them are solved first, for a start that is nearly right.
+COARSE = 50_000
 
 # Sharper than this, in units of cap / loss, the shares drown in the rounding of the losses.
 SHARPEST = 1e10
@@ -48,6 +54,7 @@ class Solution:
         certificate: The gap and what it is made of.
         iterations: Steps taken, in all smoothed problems together.
         converged: Whether the accuracy asked for was reached.
+        sigma: How sharp the last smoothed problem was.
         zero: Whether the model is proved to be nothing but its intercept.
     """
 
@@ -56,6 +63,7 @@ class Solution:
     certificate: Certificate
     iterations: int
     converged: bool
+    sigma: float
     zero: bool
 
 
@@ -86,16 +94,20 @@ def solve(
     direction = _direction(problem, method)
     run = _Run(problem, tol, _scale(problem, outputs))
     sigma, least = problem.cap / run.scale, run.scale
+    if start is None and design.rows >= 2 * COARSE:
+        coefficients, sigma = _coarse(problem, max(tol, 0.03), max_iter, method)
+        outputs = design.outputs(coefficients)
+        shares, _, least = Smoothed(problem, shares, sigma).shares(outputs, least)
     iterations = 0
     while True:
         point = Smoothed(problem, shares, sigma).at(coefficients, outputs, least)
-        run.begin()
+        run.begin(problem.cap / sigma)
         while not run.judge(point) and iterations < max_iter:
             iterations += 1
             point = _advance(Smoothed(problem, shares, sigma), point, direction)
         coefficients, shares, least = point.coefficients, point.shares, point.level
         if run.verdict or run.proves_zero(point) or run.stalled(point) or iterations >= max_iter:
-            return run.solution(point, iterations)
+            return run.solution(point, iterations, sigma)
         outputs = design.outputs(coefficients)  # afresh: the steps' rounding errors add up
         if run.slow and sigma < SHARPEST * problem.cap / run.scale:
             sigma *= GROWTH
@@ -103,9 +115,20 @@ def solve(
             direction.forget_last()
 
 
+def _coarse(problem: Problem, tol: float, max_iter: int, method: str) -> tuple[Array, float]:
+    """The model of a part of the rows, every so manieth, and how sharp its last smoothed problem was."""
+    step = max(2, problem.design.rows // COARSE)
+    mass = problem.mass[::step]
+    k = min(problem.k * float(mass.sum()) / float(problem.mass.sum()), float(mass.sum()))
+    part = replace(problem, design=problem.design.every(step), targets=problem.targets[::step], mass=mass, k=k)
+    found = solve(part, tol=tol, max_iter=max_iter, method=method)
+    return found.coefficients, GROWTH * found.sigma * part.k / problem.k
+
+
 def _direction(problem: Problem, method: str) -> Direction:
     unknowns = problem.shape[0] * problem.shape[1]
-    return Newton() if method == "newton" or (method == "auto" and unknowns <= MANY) else LimitedMemory()
+    small = unknowns <= MANY and problem.design.rows * unknowns**2 <= COSTLY
+    return Newton() if method == "newton" or (method == "auto" and small) else LimitedMemory()
 
 
 def _advance(smoothed: Smoothed, point: Point, direction: Direction) -> Point:
@@ -149,14 +172,15 @@ class _Run:
         self.squared_norms: Array | None = None
         self.zero: tuple[Array, Certificate] | None = None
 
-    def begin(self) -> None:
-        """A new smoothed problem."""
+    def begin(self, width: float) -> None:
+        """A new smoothed problem, in which the losses of the examples that move differ by so much."""
+        self.width = width
         self.residual, self.waited = math.inf, 0
 
     def judge(self, point: Point) -> bool:
         """Whether the smoothed problem is solved as far as it matters, or the whole problem is."""
         problem = self.problem
-        excess, _ = problem.excess(point.outputs, point.shares)
+        excess, _ = problem.excess(point.outputs, point.shares, point.level)
         weights = point.gradient[:-1] if problem.free_intercept else point.gradient
         residual = problem.strength / 2 * float((weights**2).sum())
         self.gap = excess + residual
@@ -166,7 +190,9 @@ class _Run:
                 self.verdict = "accurate"
                 return True
         if problem.free_intercept:
-            residual += _imbalance(problem, point) * self.scale
+            # made good among the examples that move, whose losses differ by no more than this; else by all
+            width = min(self.width, self.scale) if point.moving.any() else self.scale
+            residual += _imbalance(problem, point) * width
         self.waited = 0 if residual < 0.5 * self.residual else self.waited + 1
         self.residual = min(residual, self.residual)
         return residual <= self.part * excess or self.waited > (3 if residual <= 1e-12 * self.scale else PATIENCE)
@@ -207,8 +233,8 @@ class _Run:
 
     def stalled(self, point: Point) -> bool:
         """After a smoothed problem: whether the last ones brought nothing, or nothing more can be told."""
-        self.slow = self.gap > 0.1 * self.last
-        self.part = max(0.1 * self.part, 1e-6) if self.slow else 0.1
+        self.slow = self.gap > 0.01 * self.last
+        self.part = max(0.1 * self.part, 1e-6) if self.gap > 0.5 * self.last else 0.1
         self.idle = 0 if self.gap < 0.5 * self.best else self.idle + 1
         self.last, self.best = self.gap, min(self.best, self.gap)
         if self.idle > 0 and self.gap <= 1e-10 * self.scale:
@@ -217,10 +243,10 @@ class _Run:
                 self.verdict = "rounding"
         return bool(self.verdict) or self.idle > 12
 
-    def solution(self, point: Point, iterations: int) -> Solution:
+    def solution(self, point: Point, iterations: int, sigma: float) -> Solution:
         """What was reached."""
         if self.zero is not None:
             coefficients, certificate = self.zero
-            return Solution(coefficients, point.shares, certificate, iterations, converged=True, zero=True)
+            return Solution(coefficients, point.shares, certificate, iterations, True, sigma, zero=True)
         certificate = self.problem.certify(point.coefficients, point.outputs, point.shares)
-        return Solution(point.coefficients, point.shares, certificate, iterations, bool(self.verdict), zero=False)
+        return Solution(point.coefficients, point.shares, certificate, iterations, bool(self.verdict), sigma, zero=False)
