@@ -16,12 +16,20 @@ __all__ = ["Direction", "LimitedMemory", "Newton"]
 class Direction(Protocol):
     """Proposes a step, shaped like the coefficients, along which the smoothed objective falls."""
 
+    growth: float
+    """How much sharper the next smoothed problem may be: few steps from the answer of the one before."""
+
+    patience: int
+    """Steps without half the residual before a smoothed problem is left as it is."""
+
     def __call__(self, smoothed: Smoothed, point: Point) -> Array:
         """The step from this point."""
 
 
 class Newton:
     """The step to the minimum of the local parabola: exact, a square matrix of all unknowns."""
+
+    growth, patience = 10.0, 30
 
     def __call__(self, smoothed: Smoothed, point: Point) -> Array:
         """Where the local parabola is least."""
@@ -45,7 +53,9 @@ class LimitedMemory:
     Reference: Nocedal and Wright. Numerical Optimization. 2006, algorithm 7.4.
     """
 
-    def __init__(self, remembered: int = 12) -> None:
+    growth, patience = 3.0, 100
+
+    def __init__(self, remembered: int = 40) -> None:
         self.pairs: deque[tuple[Array, Array, float]] = deque(maxlen=remembered)
         self.last: tuple[Array, Array] | None = None
 

@@ -22,23 +22,17 @@ from topkloss.tabular.smoothed import Point, Smoothed
 
 __all__ = ["Solution", "solve"]
 
-# Each smoothed problem is this much nearer to the exact one than that before.
-GROWTH = 10.0
+# From so many unknowns on no square matrix of them is made.
+MANY = 600
 
 # Of so many rows times unknowns squared the matrix costs more than many gradients do.
-COSTLY = 3e8
+COSTLY = 2e9
 
 # From twice as many rows on, about so many of them are solved first, for a start that is nearly right.
 COARSE = 50_000
 
 # Sharper than this, in units of cap / loss, the shares drown in the rounding of the losses.
 SHARPEST = 1e10
-
-# From so many unknowns on no square matrix of them is made.
-MANY = 600
-
-# Steps without half the residual before a smoothed problem is left as it is.
-PATIENCE = 30
 
 # Smaller gaps, relative to the objective, are below what float64 can tell.
 ROUNDING = 4e-15
@@ -92,10 +86,11 @@ def solve(
     if shares is None:
         shares = np.zeros(design.rows) if problem.loss.signed else np.full(design.rows, 1.0 / problem.mass.sum())
     direction = _direction(problem, method)
-    run = _Run(problem, tol, _scale(problem, outputs))
+    run = _Run(problem, tol, _scale(problem, outputs), direction.patience)
     sigma, least = problem.cap / run.scale, run.scale
     if start is None and design.rows >= 2 * COARSE:
         coefficients, sigma = _coarse(problem, max(tol, 0.03), max_iter, method)
+        sigma *= direction.growth
         outputs = design.outputs(coefficients)
         shares, _, least = Smoothed(problem, shares, sigma).shares(outputs, least)
     iterations = 0
@@ -110,7 +105,7 @@ def solve(
             return run.solution(point, iterations, sigma)
         outputs = design.outputs(coefficients)  # afresh: the steps' rounding errors add up
         if run.slow and sigma < SHARPEST * problem.cap / run.scale:
-            sigma *= GROWTH
+            sigma *= direction.growth
         if isinstance(direction, LimitedMemory):
             direction.forget_last()
 
@@ -122,7 +117,7 @@ def _coarse(problem: Problem, tol: float, max_iter: int, method: str) -> tuple[A
     k = min(problem.k * float(mass.sum()) / float(problem.mass.sum()), float(mass.sum()))
     part = replace(problem, design=problem.design.every(step), targets=problem.targets[::step], mass=mass, k=k)
     found = solve(part, tol=tol, max_iter=max_iter, method=method)
-    return found.coefficients, GROWTH * found.sigma * part.k / problem.k
+    return found.coefficients, found.sigma * part.k / problem.k
 
 
 def _direction(problem: Problem, method: str) -> Direction:
@@ -162,8 +157,8 @@ def _imbalance(problem: Problem, point: Point) -> float:
 class _Run:
     """The certificate of each point, and what follows from it."""
 
-    def __init__(self, problem: Problem, tol: float, scale: float) -> None:
-        self.problem, self.tol, self.scale = problem, tol, scale
+    def __init__(self, problem: Problem, tol: float, scale: float, patience: int) -> None:
+        self.problem, self.tol, self.scale, self.patience = problem, tol, scale, patience
         self.verdict = ""
         self.gap = self.last = self.best = math.inf
         self.idle = 0
@@ -195,7 +190,7 @@ class _Run:
             residual += _imbalance(problem, point) * width
         self.waited = 0 if residual < 0.5 * self.residual else self.waited + 1
         self.residual = min(residual, self.residual)
-        return residual <= self.part * excess or self.waited > (3 if residual <= 1e-12 * self.scale else PATIENCE)
+        return residual <= self.part * excess or self.waited > (3 if residual <= 1e-12 * self.scale else self.patience)
 
     def _accurate(self, point: Point, gap: float) -> bool:
         return math.sqrt(2 * self.problem.strength * gap) <= self.tol * self.problem.norm(point.coefficients)
@@ -249,4 +244,6 @@ class _Run:
             coefficients, certificate = self.zero
             return Solution(coefficients, point.shares, certificate, iterations, True, sigma, zero=True)
         certificate = self.problem.certify(point.coefficients, point.outputs, point.shares)
-        return Solution(point.coefficients, point.shares, certificate, iterations, bool(self.verdict), sigma, zero=False)
+        return Solution(
+            point.coefficients, point.shares, certificate, iterations, bool(self.verdict), sigma, zero=False
+        )

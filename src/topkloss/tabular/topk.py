@@ -41,7 +41,6 @@ def _mass(mass: Array) -> torch.Tensor | None:
     return None if mass.min() == mass.max() == 1.0 else torch.from_numpy(mass)
 
 
-
 def project(wanted: Array, mass: Array, cap: float, floor: float) -> float:
     r"""The least t >= floor with sum of mass times clip(wanted - t, 0, cap) at most 1.
 
