@@ -1,9 +1,9 @@
 """How long the linear models take to a certified accuracy, beside scikit-learn's logistic regression.
 
-``python -m benchmarks.tabular`` draws a dense table of a million rows and a sparse one, solves each problem in a process of
-its own, and writes ``benchmarks/tabular.csv``, what docs/tables.md states. scikit-learn's `LogisticRegression(solver="lbfgs")`
-minimises the plain mean, with the tolerance at which its weights are as accurate as those of the others: to 1e-3 of their
-length. A minute or two on a quiet core; 3 GB of memory.
+``python -m benchmarks.tabular`` draws a dense table of a million rows and a sparse one, solves each problem in a
+process of its own, and writes ``benchmarks/tabular.csv``, what docs/tables.md states. scikit-learn's
+`LogisticRegression(solver="lbfgs")` minimises the plain mean, with the tolerance at which its weights are as
+accurate as those of the others: to 1e-3 of their length. A minute or two on a quiet core; 3 GB of memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import platform
 import resource
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -141,15 +141,16 @@ def alone(*case: Any) -> Row:
 
 def summary(rows: list[Row]) -> str:
     """The table that the page shows."""
+    widths = {"table": -8, "provider": -21, "loss": -16, "fraction": 8, "seconds": 8, "x plain": 8, "steps": 6}
     lines = [
-        f"{'table':<8}{'provider':<22}{'loss':<10}{'fraction':>8}{'seconds':>9}{'x plain':>9}{'steps':>7}{'peak / data':>13}"
+        "".join(f"{name:{'<' if width < 0 else '>'}{abs(width)}}" for name, width in widths.items()) + "  peak / data"
     ]
     for row in rows:
         base = next(one for one in rows if one.table == row.table and one.provider == "scikit-learn")
         loss = f"{row.loss}{' (zero)' if row.zero else ''}"
         lines.append(
-            f"{row.table:<8}{row.provider:<22}{loss:<10}{row.fraction:>8}{row.seconds:>9.1f}"
-            f"{row.seconds / base.seconds:>9.1f}{row.steps:>7}{row.peak / row.data:>13.1f}"
+            f"{row.table:<8}{row.provider:<21}{loss:<16}{row.fraction:>8}{row.seconds:>8.1f}"
+            f"{row.seconds / base.seconds:>8.1f}{row.steps:>6}{row.peak / row.data:>13.1f}"
         )
     return "\n".join(line.rstrip() for line in lines)
 
@@ -157,6 +158,7 @@ def summary(rows: list[Row]) -> str:
 def read(ledger: Path) -> list[Row]:
     """The rows of a ledger."""
     with ledger.open(newline="") as file:
+        kinds: dict[str, Callable[[str], Any]]
         kinds = {"str": str, "float": float, "int": int, "bool": lambda text: text == "True"}
         return [
             Row(**{field.name: kinds[str(field.type)](one[field.name]) for field in fields(Row)})
@@ -186,7 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for table, number, columns in zip(["dense", "sparse"], given.rows, given.columns, strict=True):
         if table in given.tables:
             cases = CASES if table == "dense" else CASES[:4]
-            rows += [alone(table, *case, number, columns) for case in cases]
+            for case in cases:
+                rows.append(alone(table, *case, number, columns))
+                print(*astuple(rows[-1]), flush=True)
     with given.ledger.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([field.name for field in fields(Row)])

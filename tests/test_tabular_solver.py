@@ -235,7 +235,7 @@ def _no_masses(self: smoothed.Smoothed, outputs: Array, guess: float) -> Any:
 
 
 def _whole_k(self: Problem) -> float:
-    return 1.0 / max(1.0, np.floor(self.k))
+    return float(1.0 / max(1.0, np.floor(self.k)))
 
 
 RIGHT_SHARES = smoothed.Smoothed.shares

@@ -33,7 +33,7 @@ def check_estimator_arguments(estimator: Any, losses: Collection[str]) -> None:
         raise ValueError(f"`C` must satisfy 0 < C < inf; got {estimator.C}. For a weak penalty pass e.g. C=1e4.")
     if not 0 < real_number("tol", estimator.tol) < 1:
         raise ValueError(
-            f"`tol` must satisfy 0 < tol < 1, the relative error of the weights; got {estimator.tol}. Pass e.g. tol=1e-4."
+            f"`tol` must satisfy 0 < tol < 1, the relative error of w; got {estimator.tol}. Pass e.g. tol=1e-4."
         )
     if not isinstance(estimator.max_iter, numbers.Integral) or estimator.max_iter < 1:
         raise ValueError(f"`max_iter` must be an integer >= 1; got {estimator.max_iter!r}. Pass e.g. max_iter=1000.")

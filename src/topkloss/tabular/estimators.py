@@ -1,11 +1,11 @@
 r"""The average top-k loss of linear models, under scikit-learn's conventions.
 
-.. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \qquad S = \textstyle\sum_i s_i
+.. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \qquad S = \sum_i s_i
 
-averages the k largest losses by mass, s the sample weights times the class weights. C is scikit-learn's: at
-`fraction` 1 the objective times C S is its C sum s l + |w|^2 / 2, so that `AverageTopKClassifier(C=C)` is
-`LogisticRegression(C=C)`, with loss "hinge" or "squared_hinge" and a penalised intercept `LinearSVC(C=C)`, and
-`AverageTopKRegressor(C=C)` is `Ridge(alpha=1 / (2 * C))`. The C of the paper is C S.
+averages the k largest losses by mass, s the sample weights times the class weights. C is scikit-learn's: at fraction 1
+the objective times C S is its C sum s l + |w|^2 / 2, so that `AverageTopKClassifier(C=C)` is `LogisticRegression(C=C)`,
+with loss "hinge" or "squared_hinge" and a penalised intercept `LinearSVC(C=C)`, and `AverageTopKRegressor(C=C)` is
+`Ridge(alpha=1 / (2 * C))`. The C of the paper is C S.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Task:
     outputs: int = 1
 
 
-class _Linear(BaseEstimator):  # type: ignore[misc]
+class _Linear(BaseEstimator):
     """What the classifier and the regressor share: from checked data to coefficients."""
 
     def _read(self, features: Any, targets: Any, sample_weight: Any, **checks: Any) -> tuple[Any, Any, Array]:
@@ -105,8 +105,8 @@ class _Linear(BaseEstimator):  # type: ignore[misc]
                 else f"The smallest fraction for which it is not is about {fraction:.2g}."
             )
             warnings.warn(
-                f"`fraction` = {problem.k / float(problem.mass.sum()):.3g} is too small for these data: the optimum is to "
-                f"predict the same for every example, with all coefficients 0. {way_out}",
+                f"`fraction` = {problem.k / float(problem.mass.sum()):.3g} is too small for these data: the optimum is "
+                f"to predict the same for every example, with all coefficients 0. {way_out}",
                 UserWarning,
                 stacklevel=4,
             )
@@ -138,7 +138,7 @@ def _gives_probabilities(estimator: Any) -> bool:
     if estimator.loss in ("logistic", "softmax"):
         return True
     raise AttributeError(
-        f'`predict_proba` needs a loss of probabilities; got loss="{estimator.loss}". Pass loss="logistic", or wrap the '
+        f'`predict_proba` needs a loss of probabilities; got loss="{estimator.loss}". Pass loss="logistic" or wrap the '
         "estimator in sklearn.calibration.CalibratedClassifierCV."
     )
 
@@ -146,15 +146,15 @@ def _gives_probabilities(estimator: Any) -> bool:
 class AverageTopKClassifier(ClassifierMixin, _Linear):
     r"""Linear classifier that minimises the average of its k largest losses, to a certified accuracy.
 
-    .. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \qquad S = \textstyle\sum_i s_i
+    .. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \quad S = \sum_i s_i
 
     With two classes, or one against the rest for each class; with loss "softmax" all classes together.
 
     Args:
-        loss: "logistic", "hinge", "squared_hinge" or "softmax". With "hinge" k acts as another C and adds no classifier.
+        loss: "logistic", "hinge", "squared_hinge" or "softmax". With "hinge" k is another C and adds no classifier.
         k: Mass that is averaged, > 0, real; above S it means all.
         fraction: `k` as a share of S, in (0, 1]. At most one of the two; default all: the plain model.
-        drop: Mass of the largest losses left out first, >= 0: the ranked range. Not convex then: a stationary point.
+        drop: Mass of the largest losses left out first, >= 0: the ranked range, a stationary point of it.
         drop_fraction: `drop` as a share of S. At most one of the two; default none.
         C: Strength of the losses against the penalty, > 0; at fraction 1 that of scikit-learn.
         fit_intercept: Whether there is an intercept.
@@ -170,8 +170,8 @@ class AverageTopKClassifier(ClassifierMixin, _Linear):
         coef_: Shape (1, d) for two classes, (classes, d) for more.
         intercept_: Shape (1,) or (classes,).
         threshold_: The k-th largest loss, of each problem: what is above it is averaged.
-        dual_gap_: Of each problem: the objective is at most this much above its optimum. With a drop, the objective with
-            the dropped examples as they are.
+        dual_gap_: Of each problem: the objective is at most this much above its optimum; with a drop, above that of
+            all models with the same examples dropped.
         n_iter_: Steps taken, of each problem.
         n_features_in_, feature_names_in_: As in scikit-learn.
 
@@ -276,7 +276,8 @@ class AverageTopKClassifier(ClassifierMixin, _Linear):
             return chances
         each = expit(outputs)
         total = each.sum(axis=1, keepdims=True)
-        return np.where(total > 0, each / np.where(total > 0, total, 1.0), 1.0 / each.shape[1])
+        alike: Array = np.where(total > 0, each / np.where(total > 0, total, 1.0), 1.0 / each.shape[1])
+        return alike
 
     @available_if(_gives_probabilities)
     def predict_log_proba(self, X: Any) -> Array:
@@ -288,10 +289,10 @@ class AverageTopKClassifier(ClassifierMixin, _Linear):
 class AverageTopKRegressor(RegressorMixin, _Linear):
     r"""Linear regression that minimises the average of its k largest losses, to a certified accuracy.
 
-    .. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \qquad S = \textstyle\sum_i s_i
+    .. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \quad S = \sum_i s_i
 
     Args:
-        loss: "squared", (z - y)^2 without a half; "absolute"; or "huber", (z - y)^2 / 2 up to `delta` and a line beyond.
+        loss: "squared", (z - y)^2 without a half; "absolute"; "huber", (z - y)^2 / 2 up to `delta` and a line beyond.
         k, fraction, drop, drop_fraction, C, fit_intercept, penalize_intercept, solver, tol, max_iter, warm_start: See
             `AverageTopKClassifier`.
         delta: Where the Huber loss becomes a line, > 0, in units of y.
@@ -352,16 +353,14 @@ class AverageTopKRegressor(RegressorMixin, _Linear):
         """
         check_estimator_arguments(self, REGRESSION)
         if not 0 < self.delta < np.inf:
-            raise ValueError(
-                f"`delta` must satisfy 0 < delta < inf; got {self.delta}. Pass e.g. the size of usual errors."
-            )
+            raise ValueError(f"`delta` must satisfy 0 < delta < inf; got {self.delta}. Pass a usual error.")
         X, y, mass = self._read(X, y, sample_weight, y_numeric=True)
         y = y.astype(np.float64, copy=False)
         loss = Huber(float(self.delta)) if self.loss == "huber" else REGRESSION[self.loss]
         self._store(self._solve(X, [_Task(loss, y)], mass), X.shape[1])
-        self.coef_, self.intercept_ = self.coef_[0], float(self.intercept_[0])
-        self.threshold_, self.dual_gap_ = float(self.threshold_[0]), float(self.dual_gap_[0])
-        self.n_iter_ = int(self.n_iter_[0])
+        self.coef_ = self.coef_[0]
+        for name in ("intercept_", "threshold_", "dual_gap_", "n_iter_"):
+            setattr(self, name, getattr(self, name)[0].item())
         return self
 
     def predict(self, X: Any) -> Array:

@@ -3,9 +3,9 @@ r"""The ranked range: the average of the k largest losses behind the `drop` larg
 .. math:: F(w) = \min_v \mathrm{AT}_k\big(\ell(w);\ \text{masses } s - v\big) + \frac{|w|^2}{2A}, \qquad
     0 \le v_i \le s_i,\ \textstyle\sum_i v_i = m
 
-Not convex in w. Choosing v for w (the largest losses) and w for v (a convex problem, certified) in turn never raises F, and
-ends at a w that is optimal for its own v: where no two losses tie at the cut, a stationary point of F. Which one depends
-on the start.
+Not convex in w. Choosing v for w (the largest losses) and w for v (a convex problem, certified) in turn never raises F,
+and ends at a w that is optimal for its own v: where no two losses tie at the cut, a stationary point of F. Which one
+depends on the start.
 
 Reference: Hu, Ying, Wang, Lyu. Sum of Ranked Range Loss for Supervised Learning. JMLR 2022 (there by the difference of
 convex functions).

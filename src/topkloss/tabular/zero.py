@@ -16,8 +16,8 @@ WIDTH, ACCURACY = 0.01, 1e-3
 def smallest_fraction(problem: Problem, *, max_iter: int = 200) -> float | None:
     """The smallest fraction of the mass at which the optimum is not the zero model, to 1 %; None where there is none.
 
-    By bisection: where the zero model is optimal it is so for every smaller fraction too, because what is feasible for the
-    dual at k is feasible for every smaller k.
+    By bisection: where the zero model is optimal it is so for every smaller fraction too, because what is feasible for
+    the dual at k is feasible for every smaller k.
 
     Args:
         problem: One whose optimum is the zero model.
