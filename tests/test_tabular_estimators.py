@@ -27,16 +27,26 @@ Array = NDArray[np.float64]
 @parametrize_with_checks(
     [
         AverageTopKClassifier(),
-        AverageTopKClassifier("hinge", fraction=0.9, penalize_intercept=True),
-        AverageTopKClassifier("squared_hinge", solver="lbfgs"),
         AverageTopKClassifier("softmax", drop_fraction=0.05),
         AverageTopKRegressor(),
-        AverageTopKRegressor("absolute", k=15, fit_intercept=False),
         AverageTopKRegressor("huber", fraction=0.8),
     ]
 )
 @pytest.mark.filterwarnings("ignore:`fraction` = .* is too small:UserWarning")
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks(
+    [
+        AverageTopKClassifier("hinge", fraction=0.9, penalize_intercept=True),
+        AverageTopKClassifier("squared_hinge", solver="lbfgs"),
+        AverageTopKRegressor("absolute", k=15, fit_intercept=False),
+    ]
+)
+@pytest.mark.filterwarnings("ignore:`fraction` = .* is too small:UserWarning")
+def test_scikit_learns_checks_of_the_others(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
