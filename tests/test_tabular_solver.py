@@ -229,9 +229,9 @@ def test_the_gap_is_primal_minus_dual(name: str, kind: str) -> None:
 # mutants: each is the solver with one mistake in it, and the certificate or the conic solver must say so
 
 
-def _no_masses(self: smoothed.Smoothed, outputs: Array, guess: float) -> Any:
+def _no_masses(self: smoothed.Smoothed, pieces: Array, guess: float) -> Any:
     plain = dataclasses.replace(self.problem, mass=np.ones_like(self.problem.mass))
-    return RIGHT_SHARES(dataclasses.replace(self, problem=plain), outputs, guess)
+    return RIGHT_SHARES(dataclasses.replace(self, problem=plain), pieces, guess)
 
 
 def _whole_k(self: Problem) -> float:
@@ -250,7 +250,7 @@ WRONG: dict[str, tuple[Any, str, Any]] = {
 
 
 def _without(self: Problem, coefficients: Array, outputs: Array, shares: Array) -> problem.Certificate:
-    excess, threshold = RIGHT_EXCESS(self, outputs, shares)
+    excess, threshold = RIGHT_EXCESS(self, self.loss.piece(outputs, self.targets), shares)
     return problem.Certificate(excess, self.objective(coefficients, outputs), threshold, coefficients)
 
 

@@ -106,7 +106,7 @@ def _hessian(smoothed: Smoothed, point: Point) -> Array:
         rows.append(row)
     hessian = np.block(rows)
     total = float(problem.mass @ point.moving)
-    if point.cut and total > 0:
+    if point.level > 0 and total > 0:
         signs = np.sign(point.shares) if problem.loss.signed else 1.0
         pull = problem.design.adjoint((problem.mass * point.moving * signs)[:, None] * point.slopes).T.ravel()
         hessian -= np.outer(pull, pull) * (smoothed.sigma / total)

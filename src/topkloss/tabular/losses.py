@@ -38,7 +38,8 @@ class Loss(Protocol):
     """What a solver asks of a loss. Targets are -1 and 1, class numbers for `Softmax`, real numbers for regression."""
 
     signed: bool
-    """Whether the dual variable of an example may be negative: the loss is the absolute value of its piece."""
+    """Whether the loss is the absolute value of its piece, so that dual variables may be negative; else it is the piece
+    where that is positive."""
 
     def value(self, outputs: Array, targets: Array) -> Array:
         """The losses, shape (n,)."""

@@ -95,20 +95,20 @@ class Problem:
         """|w|: of what the penalty includes."""
         return math.sqrt(2 * self.strength * self.penalty(coefficients))
 
-    def excess(self, outputs: Array, shares: Array, least: float | None = None) -> tuple[float, float]:
-        """How much the shares p lose against the best ones at these outputs, and the k-th largest loss.
+    def excess(self, pieces: Array, shares: Array, least: float | None = None) -> tuple[float, float]:
+        """How much the shares p lose against the best ones at these pieces, and the k-th largest loss.
 
         Args:
-            outputs: Shape (n, m).
+            pieces: Of the losses, shape (n,).
             shares: Feasible p, shape (n,).
             least: Any number >= 0 in the place of the k-th largest loss: the answer then is at most too large.
         """
-        losses = self.loss.value(outputs, self.targets)
+        losses = np.abs(pieces) if self.loss.signed else np.maximum(pieces, 0.0)
         if least is None:
             least = max(level(losses, self.mass, self.k), 0.0)
         sizes = np.abs(shares)
         lost = self.cap * np.maximum(losses - least, 0.0)
-        lost += least * sizes - shares * self.loss.piece(outputs, self.targets)
+        lost += least * sizes - shares * pieces
         return float(self.mass @ np.maximum(lost, 0.0)) + least * max(0.0, 1.0 - float(self.mass @ sizes)), least
 
     def certify(self, coefficients: Array, outputs: Array, shares: Array) -> Certificate:
@@ -122,7 +122,7 @@ class Problem:
                 duals = (self.mass * shares)[:, None] * slopes
             else:
                 duals, distance = self._mixed(outputs, shares, duals)
-        lost, threshold = self.excess(outputs, shares)
+        lost, threshold = self.excess(self.loss.piece(outputs, self.targets), shares)
         image = self.design.adjoint(duals)
         if self.free_intercept:
             image[-1] = 0.0

@@ -92,14 +92,17 @@ def solve(
         coefficients, sigma = _coarse(problem, max(tol, 0.03), max_iter, method)
         sigma *= direction.growth
         outputs = design.outputs(coefficients)
-        shares, _, least = Smoothed(problem, shares, sigma).shares(outputs, least)
+        shares, _, least = Smoothed(problem, shares, sigma).shares(problem.loss.piece(outputs, problem.targets), least)
     iterations = 0
     while True:
-        point = Smoothed(problem, shares, sigma).at(coefficients, outputs, least)
+        smoothed = Smoothed(problem, shares, sigma)
+        point = smoothed.at(coefficients, smoothed.look(outputs, least))
         run.begin(problem.cap / sigma)
         while not run.judge(point) and iterations < max_iter:
             iterations += 1
-            point = _advance(Smoothed(problem, shares, sigma), point, direction)
+            step = direction(smoothed, point)
+            length, look = smoothed.search(point, step)
+            point = smoothed.at(point.coefficients + length * step, look)
         coefficients, shares, least = point.coefficients, point.shares, point.level
         if run.verdict or run.proves_zero(point) or run.stalled(point) or iterations >= max_iter:
             return run.solution(point, iterations, sigma)
@@ -124,12 +127,6 @@ def _direction(problem: Problem, method: str) -> Direction:
     unknowns = problem.shape[0] * problem.shape[1]
     small = unknowns <= MANY and problem.design.rows * unknowns**2 <= COSTLY
     return Newton() if method == "newton" or (method == "auto" and small) else LimitedMemory()
-
-
-def _advance(smoothed: Smoothed, point: Point, direction: Direction) -> Point:
-    step = direction(smoothed, point)
-    length, change = smoothed.search(point, step)
-    return smoothed.at(point.coefficients + length * step, point.outputs + length * change, point.level)
 
 
 def _scale(problem: Problem, outputs: Array) -> float:
@@ -175,7 +172,7 @@ class _Run:
     def judge(self, point: Point) -> bool:
         """Whether the smoothed problem is solved as far as it matters, or the whole problem is."""
         problem = self.problem
-        excess, _ = problem.excess(point.outputs, point.shares, point.level)
+        excess, _ = problem.excess(point.pieces, point.shares, point.level)
         weights = point.gradient[:-1] if problem.free_intercept else point.gradient
         residual = problem.strength / 2 * float((weights**2).sum())
         self.gap = excess + residual
@@ -207,7 +204,7 @@ class _Run:
         if problem.design.intercept and problem.penalised:
             coefficients[-1] = 0.0
         outputs = np.zeros_like(point.outputs) + (coefficients[-1] if problem.design.intercept else 0.0)
-        excess, _ = problem.excess(outputs, point.shares)
+        excess, _ = problem.excess(problem.loss.piece(outputs, problem.targets), point.shares)
         small = max(self.tol**2, ROUNDING)
         if excess > small * self.scale or problem.penalty(point.coefficients) > 1e-2 * self.scale:
             return False

@@ -22,27 +22,38 @@ __all__ = ["Point", "Smoothed"]
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
+class Look:
+    """What the outputs of a model tell, without a product with the features.
+
+    Attributes:
+        outputs: Of the model, shape (n, m).
+        pieces: Of the losses, shape (n,).
+        slopes: Of the pieces, shape (n, m).
+        shares: The p that is best, shape (n,).
+        moving: True where p is neither at 0 nor at 1/k: it moves with the outputs.
+        level: The piece at which the mass of p is used up, 0 where it is not.
+        duals: Masses times shares times slopes, shape (n, m).
+    """
+
+    outputs: Array
+    pieces: Array
+    slopes: Array
+    shares: Array
+    moving: NDArray[np.bool_]
+    level: float
+    duals: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Point(Look):
     """The smoothed objective around one model.
 
     Attributes:
         coefficients: Of the model, shape (d or d + 1, m).
-        outputs: Of the model, shape (n, m).
-        shares: The p that is best for it, shape (n,).
-        moving: True where p is neither at 0 nor at 1/k: it moves with the outputs.
-        cut: Whether the mass of p is used up.
-        level: The piece at which it is cut, >= 0.
-        slopes: Of the pieces, shape (n, m).
         gradient: Of M, shape of the coefficients.
     """
 
     coefficients: Array
-    outputs: Array
-    shares: Array
-    moving: NDArray[np.bool_]
-    cut: bool
-    level: float
-    slopes: Array
     gradient: Array
 
 
@@ -54,10 +65,9 @@ class Smoothed:
     centre: Array
     sigma: float
 
-    def shares(self, outputs: Array, guess: float) -> tuple[Array, NDArray[np.bool_], float]:
-        """The best p at these outputs, where it moves, and the piece at which it is cut, which is near the guess."""
+    def shares(self, pieces: Array, guess: float) -> tuple[Array, NDArray[np.bool_], float]:
+        """The best p for these pieces, where it moves, and the piece at which it is cut, which is near the guess."""
         problem = self.problem
-        pieces = problem.loss.piece(outputs, problem.targets)
         if problem.loss.signed:
             wanted = self.centre + self.sigma * pieces
             sizes = np.abs(wanted) - self.sigma * guess
@@ -74,35 +84,33 @@ class Smoothed:
             shares = np.copysign(shares, wanted)
         return shares, moving, guess + shift / self.sigma
 
-    def at(self, coefficients: Array, outputs: Array, guess: float) -> Point:
-        """All that is known at one model."""
-        shares, moving, least = self.shares(outputs, guess)
-        slopes = self.problem.loss.slope(outputs, self.problem.targets)
-        duals = (self.problem.mass * shares)[:, None] * slopes
-        gradient = self.problem.penalties * coefficients + self.problem.design.adjoint(duals)
-        return Point(coefficients, outputs, shares, moving, least > 0, least, slopes, gradient)
+    def look(self, outputs: Array, guess: float) -> Look:
+        """All that these outputs tell."""
+        problem = self.problem
+        pieces = problem.loss.piece(outputs, problem.targets)
+        slopes = problem.loss.slope(outputs, problem.targets)
+        shares, moving, level = self.shares(pieces, guess)
+        return Look(outputs, pieces, slopes, shares, moving, level, (problem.mass * shares)[:, None] * slopes)
 
-    def search(self, point: Point, step: Array) -> tuple[float, Array]:
-        """How far to go along the step, and the change of the outputs for the whole of it.
+    def at(self, coefficients: Array, look: Look) -> Point:
+        """The point of a model whose outputs were looked at."""
+        gradient = self.problem.penalties * coefficients + self.problem.design.adjoint(look.duals)
+        return Point(**vars(look), coefficients=coefficients, gradient=gradient)
+
+    def search(self, point: Point, step: Array) -> tuple[float, Look]:
+        """How far to go along the step, and what the outputs there tell.
 
         M is convex, so its slope along the step only rises. A step is accepted where the slope has come near 0 from
         either side: no value of M, whose digits run out first, is compared. Costs one product with the features.
         """
-        problem = self.problem
-        change = problem.design.outputs(step)
-        pull, bend = _penalty_along(problem.penalties, point.coefficients, step)
+        change = self.problem.design.outputs(step)
+        pull, bend = _penalty_along(self.problem.penalties, point.coefficients, step)
         before = float((point.gradient * step).sum())
-
-        def slope(length: float) -> float:
-            outputs = point.outputs + length * change
-            shares, _, _ = self.shares(outputs, point.level)
-            duals = (problem.mass * shares)[:, None] * problem.loss.slope(outputs, problem.targets)
-            return pull + length * bend + float((duals * change).sum())
-
         low, high, below, above = 0.0, np.inf, before, np.inf
         length = 1.0
         for _ in range(60):
-            now = slope(length)
+            look = self.look(point.outputs + length * change, point.level)
+            now = pull + length * bend + float((look.duals * change).sum())
             if -0.7 * abs(before) <= now <= 0.1 * abs(before):
                 break
             if now > 0:
@@ -113,11 +121,10 @@ class Smoothed:
                 length = 4 * low
                 continue
             if high - low <= 1e-12 * high:
-                length = low
-                break
+                return low, self.look(point.outputs + low * change, point.level)
             middle = low - below * (high - low) / (above - below)
             length = min(max(middle, low + 0.05 * (high - low)), high - 0.05 * (high - low))
-        return length, change
+        return length, look
 
 
 def _penalty_along(penalties: Array, coefficients: Array, step: Array) -> tuple[float, float]:
