@@ -150,7 +150,7 @@ def summary(rows: list[Row]) -> str:
         loss = f"{row.loss}{' (zero)' if row.zero else ''}"
         lines.append(
             f"{row.table:<8}{row.provider:<21}{loss:<16}{row.fraction:>8}{row.seconds:>8.1f}"
-            f"{row.seconds / base.seconds:>8.1f}{row.steps:>6}{row.peak / row.data:>13.1f}"
+            f"{row.seconds / base.seconds:>8.1f}{row.steps:>6}{row.peak / max(row.data, 1):>13.1f}"
         )
     return "\n".join(line.rstrip() for line in lines)
 
