@@ -89,7 +89,7 @@ def solve(
     run = _Run(problem, tol, _scale(problem, outputs), direction.patience)
     sigma, least = problem.cap / run.scale, run.scale
     if start is None and design.rows >= 2 * COARSE:
-        coefficients, sigma = _coarse(problem, max(tol, 0.03), max_iter, method)
+        coefficients, sigma = _coarse(problem, max(tol, 0.003), max_iter, method)
         sigma *= direction.growth
         outputs = design.outputs(coefficients)
         shares, _, least = Smoothed(problem, shares, sigma).shares(problem.loss.piece(outputs, problem.targets), least)
