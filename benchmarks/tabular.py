@@ -14,7 +14,6 @@ import multiprocessing
 import platform
 import resource
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -25,7 +24,6 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.measure import commit
-from topkloss.tabular import AverageTopKClassifier
 from topkloss.tabular.design import Design
 from topkloss.tabular.losses import CLASSIFICATION
 from topkloss.tabular.problem import Problem
@@ -98,14 +96,6 @@ def measure(table: str, provider: str, loss: str, fraction: float, rows: int, co
         length = one.norm(found.coefficients)
         error = float(np.sqrt(2 * strength * found.certificate.gap)) / length if length else 0.0
         steps, zero = found.iterations, found.zero
-    elif provider == "topkloss, estimator":
-        model = AverageTopKClassifier(loss, fraction=fraction, C=strength / rows, tol=ACCURACY)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            start = time.perf_counter()
-            model.fit(features, labels)
-        seconds = time.perf_counter() - start
-        steps, error, zero = int(model.n_iter_[0]), 0.0, not model.coef_.any()
     else:
         seconds, steps, error = plain(features, labels, strength / rows)
         zero = False
@@ -141,7 +131,7 @@ def alone(*case: Any) -> Row:
 
 def summary(rows: list[Row]) -> str:
     """The table that the page shows."""
-    widths = {"table": -8, "provider": -21, "loss": -16, "fraction": 8, "seconds": 8, "x plain": 8, "steps": 6}
+    widths = {"table": -8, "provider": -14, "loss": -16, "fraction": 8, "seconds": 8, "x plain": 8, "steps": 6}
     lines = [
         "".join(f"{name:{'<' if width < 0 else '>'}{abs(width)}}" for name, width in widths.items()) + "  peak / data"
     ]
@@ -149,7 +139,7 @@ def summary(rows: list[Row]) -> str:
         base = next(one for one in rows if one.table == row.table and one.provider == "scikit-learn")
         loss = f"{row.loss}{' (zero)' if row.zero else ''}"
         lines.append(
-            f"{row.table:<8}{row.provider:<21}{loss:<16}{row.fraction:>8}{row.seconds:>8.1f}"
+            f"{row.table:<8}{row.provider:<14}{loss:<16}{row.fraction:>8}{row.seconds:>8.1f}"
             f"{row.seconds / base.seconds:>8.1f}{row.steps:>6}{row.peak / max(row.data, 1):>13.1f}"
         )
     return "\n".join(line.rstrip() for line in lines)
@@ -172,7 +162,6 @@ CASES = [
     ("topkloss", "logistic", 0.6),
     ("topkloss", "hinge", 0.6),
     ("topkloss", "logistic", 0.1),
-    ("topkloss, estimator", "logistic", 0.1),
 ]
 
 

@@ -248,6 +248,17 @@ def test_the_smallest_fraction_is_that_of_the_hinge_without_penalty() -> None:
         assert found == pytest.approx(expected, abs=0.015)
 
 
+def test_of_many_rows_a_part_says_which_fraction_is_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, _ = table(n=2000, noise=3.0)
+    found = []
+    for rows in (10_000, 500):
+        monkeypatch.setattr("topkloss.tabular.zero.ROWS", rows)
+        with pytest.warns(UserWarning, match="not is about") as caught:
+            AverageTopKClassifier(fraction=0.05).fit(features, labels)
+        found.append(float(re.findall(r"about (0\.\d+)\.", str(caught[0].message))[0]))
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+
+
 def test_probabilities_below_fraction_1_are_tilted_towards_one_half() -> None:
     features, labels, _ = table(n=2000, noise=2.0)
     for fraction, tilted in ((1.0, False), (0.5, True)):

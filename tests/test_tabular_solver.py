@@ -327,6 +327,20 @@ def test_newton_is_chosen_where_its_matrix_is_small() -> None:
     assert isinstance(proximal._direction(large, "auto"), directions.LimitedMemory)
 
 
+@pytest.mark.parametrize("name", ["logistic", "absolute", "softmax"])
+def test_a_start_from_a_part_of_the_rows_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, targets, mass = draw(name, 8, n=300, d=4)
+    outputs = 3 if name == "softmax" else 1
+    one = Problem(Design(features, intercept=True), targets, LOSSES[name], mass, 0.7 * mass.sum(), 5.0, outputs)
+    whole = solve(one, tol=1e-7, max_iter=2000)
+    monkeypatch.setattr(proximal, "COARSE", 60)
+    coefficients, _ = proximal._coarse(one, 1e-3, 2000, "auto")
+    assert coefficients != pytest.approx(whole.coefficients, abs=1e-3)
+    part = solve(one, tol=1e-7, max_iter=2000)
+    assert part.converged
+    assert part.coefficients == pytest.approx(whole.coefficients, abs=1e-6)
+
+
 @settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
 def test_the_answer_is_the_same_every_time(seed: int) -> None:

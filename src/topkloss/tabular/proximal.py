@@ -31,6 +31,9 @@ COSTLY = 2e9
 # From twice as many rows on, about so many of them are solved first, for a start that is nearly right.
 COARSE = 50_000
 
+# How accurate that start is, relatively: about as much as the part tells of the whole.
+START = 0.003
+
 # Sharper than this, in units of cap / loss, the shares drown in the rounding of the losses.
 SHARPEST = 1e10
 
@@ -44,7 +47,7 @@ class Solution:
 
     Attributes:
         coefficients: Shape (d or d + 1, m), intercepts last.
-        shares: The dual variables p that prove it, shape (n,): to start a similar problem from.
+        shares: The dual variables p that prove it, shape (n,).
         certificate: The gap and what it is made of.
         iterations: Steps taken, in all smoothed problems together.
         converged: Whether the accuracy asked for was reached.
@@ -68,7 +71,6 @@ def solve(
     max_iter: int,
     method: str = "auto",
     start: Array | None = None,
-    shares: Array | None = None,
 ) -> Solution:
     """The model that minimises the objective of a problem, certified.
 
@@ -77,19 +79,17 @@ def solve(
         tol: Wanted accuracy of the weights: at most this relative error of w, by the certificate.
         max_iter: Steps, all smoothed problems together.
         method: "newton", "lbfgs", or "auto": Newton where the matrix of all unknowns is small.
-        start: Coefficients to begin from. Default: 0.
-        shares: Dual variables to begin from, feasible. Default: all alike.
+        start: Coefficients to begin from. Default: 0, or the model of a part of the rows where there are many.
     """
     design = problem.design
     coefficients = np.zeros(problem.shape) if start is None else start
     outputs = design.outputs(coefficients)
-    if shares is None:
-        shares = np.zeros(design.rows) if problem.loss.signed else np.full(design.rows, 1.0 / problem.mass.sum())
+    shares = np.zeros(design.rows) if problem.loss.signed else np.full(design.rows, 1.0 / problem.mass.sum())
     direction = _direction(problem, method)
     run = _Run(problem, tol, _scale(problem, outputs), direction.patience)
     sigma, least = problem.cap / run.scale, run.scale
     if start is None and design.rows >= 2 * COARSE:
-        coefficients, sigma = _coarse(problem, max(tol, 0.003), max_iter, method)
+        coefficients, sigma = _coarse(problem, max(tol, START), max_iter, method)
         sigma *= direction.growth
         outputs = design.outputs(coefficients)
         shares, _, least = Smoothed(problem, shares, sigma).shares(problem.loss.piece(outputs, problem.targets), least)
