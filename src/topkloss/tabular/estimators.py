@@ -307,7 +307,7 @@ class AverageTopKRegressor(RegressorMixin, _Linear):
         >>> features = np.array([[0.0], [1.0], [2.0], [3.0]])
         >>> model = AverageTopKRegressor("absolute", k=1, C=1e4).fit(features, [0.0, 1.0, 2.0, 7.0])
         >>> model.predict(features).round(3)  # the maximum of the errors is least
-        array([-1.   ,  1.333,  3.667,  6.   ])
+        array([-1.333,  1.   ,  3.333,  5.667])
 
     Cost, Reference: See `AverageTopKClassifier`.
     """
