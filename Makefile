@@ -84,6 +84,7 @@ bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.selective
 	$(BIN)/python -m benchmarks.accumulation
 	$(BIN)/python -m benchmarks.skipping
+	$(BIN)/python -m benchmarks.tabular
 
 clean:
 	rm -rf .venv $(OLDEST) demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -21,7 +21,17 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 MUST_HAVE_EXAMPLES = {
     *("README.md", "CONTRIBUTING.md"),
-    *("choosing.md", "dataset.md", "maths.md", "migrate.md", "mining.md", "schedules.md", "terms.md", "use.md"),
+    *(
+        "choosing.md",
+        "dataset.md",
+        "maths.md",
+        "migrate.md",
+        "mining.md",
+        "schedules.md",
+        "tables.md",
+        "terms.md",
+        "use.md",
+    ),
 }
 
 # A fence says what is in it, so that no Python is left out by mistake.

@@ -1,0 +1,83 @@
+"""What an estimator may be asked for, and the sentence that answers anything else."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.sparsefuncs import min_max_axis
+
+from topkloss.arguments import check_drop, check_k, check_word, real_number
+from topkloss.selection import capacity
+from topkloss.tabular.losses import Array
+
+__all__ = ["check_estimator_arguments", "check_magnitude", "masses_of_classes", "resolve"]
+
+# The square of a feature, added up over a row, must not overflow; nor its square again, in a gradient's length.
+LARGEST = 1e70
+
+
+def check_estimator_arguments(estimator: Any, losses: Collection[str]) -> None:
+    """All of them but the data, before anything is computed."""
+    check_word("loss", estimator.loss, *losses, way_out=f'The usual one is loss="{next(iter(losses))}".')
+    check_word("solver", estimator.solver, "auto", "newton", "lbfgs", way_out='To have it chosen pass solver="auto".')
+    if estimator.k is not None or estimator.fraction is not None:
+        check_k(estimator.k, estimator.fraction)
+    check_drop(estimator.drop, estimator.drop_fraction)
+    if not 0 < real_number("C", estimator.C) < math.inf:
+        raise ValueError(f"`C` must satisfy 0 < C < inf; got {estimator.C}. For a weak penalty pass e.g. C=1e4.")
+    if not 0 < real_number("tol", estimator.tol) < 1:
+        raise ValueError(
+            f"`tol` must satisfy 0 < tol < 1, the relative error of w; got {estimator.tol}. Pass e.g. tol=1e-4."
+        )
+    if not isinstance(estimator.max_iter, numbers.Integral) or estimator.max_iter < 1:
+        raise ValueError(f"`max_iter` must be an integer >= 1; got {estimator.max_iter!r}. Pass e.g. max_iter=1000.")
+
+
+def check_magnitude(features: Any) -> None:
+    """Features whose squares can be added up."""
+    low, high = min_max_axis(features, axis=0) if hasattr(features, "tocsr") else (features.min(0), features.max(0))
+    most = max(abs(float(np.min(low))), abs(float(np.max(high))))
+    if most > LARGEST:
+        raise ValueError(
+            f"`X` must hold values of at most {LARGEST:g} in size; got {most:g}. "
+            "Scale the features, e.g. by sklearn.preprocessing.StandardScaler, or divide by the largest."
+        )
+
+
+def masses_of_classes(class_weight: Any, classes: Any, targets: Any, mass: Array) -> Array:
+    """The mass of each example times the weight of its class.
+
+    "balanced" gives all classes the same mass together, as `compute_class_weight` does, whatever the sample weights.
+    """
+    if class_weight is None:
+        return mass
+    codes = np.searchsorted(classes, targets)
+    if class_weight == "balanced":
+        held = np.bincount(codes, weights=mass, minlength=len(classes))
+        weights = mass.sum() / (len(classes) * np.where(held > 0, held, 1.0))
+    else:
+        weights = compute_class_weight(class_weight, classes=classes, y=targets)
+    found: Array = mass * weights[codes]
+    return found
+
+
+def resolve(estimator: Any, total: float) -> tuple[float, float]:
+    """The mass that is averaged and the mass that is dropped before, of a whole mass."""
+    whole = torch.tensor(total, dtype=torch.float64)
+    asked = (estimator.k, estimator.fraction)
+    k = total if asked == (None, None) else float(capacity(whole, *asked))
+    if not estimator.drop and not estimator.drop_fraction:
+        return k, 0.0
+    dropped = float(capacity(whole, estimator.drop, estimator.drop_fraction))
+    if dropped >= total * (1 - 1e-11):
+        raise ValueError(
+            f"`drop` must be less than the mass of all examples, {total:g}; got {estimator.drop!r}. "
+            "To leave out the 2 % largest pass drop_fraction=0.02."
+        )
+    return k, dropped

@@ -1,0 +1,121 @@
+"""Where to go from a point of the smoothed problem: Newton's step, or that of a limited memory of gradients."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+
+from topkloss.tabular.losses import Array
+from topkloss.tabular.smoothed import Point, Smoothed
+
+__all__ = ["Direction", "LimitedMemory", "Newton"]
+
+
+class Direction(Protocol):
+    """Proposes a step, shaped like the coefficients, along which the smoothed objective falls."""
+
+    growth: float
+    """How much sharper the next smoothed problem may be: few steps from the answer of the one before."""
+
+    patience: int
+    """Steps without half the residual before a smoothed problem is left as it is."""
+
+    def __call__(self, smoothed: Smoothed, point: Point) -> Array:
+        """The step from this point."""
+
+
+class Newton:
+    """The step to the minimum of the local parabola: exact, a square matrix of all unknowns."""
+
+    growth, patience = 10.0, 30
+
+    def __call__(self, smoothed: Smoothed, point: Point) -> Array:
+        """Where the local parabola is least."""
+        hessian = _hessian(smoothed, point)
+        size = len(hessian)
+        gradient = point.gradient.T.ravel()  # output by output, as the blocks of the matrix
+        damping = 1e-14 * max(float(np.trace(hessian)) / size, np.finfo(float).tiny)
+        while True:
+            try:
+                factor = np.linalg.cholesky(hessian + damping * np.eye(size))
+            except np.linalg.LinAlgError:
+                damping *= 100
+                continue
+            step = -np.linalg.solve(factor.T, np.linalg.solve(factor, gradient))
+            return step.reshape(point.gradient.T.shape).T
+
+
+class LimitedMemory:
+    """L-BFGS: the curvature along the last steps, no matrix.
+
+    Reference: Nocedal and Wright. Numerical Optimization. 2006, algorithm 7.4.
+    """
+
+    growth, patience = 3.0, 100
+
+    def __init__(self, remembered: int = 40) -> None:
+        self.pairs: deque[tuple[Array, Array, float]] = deque(maxlen=remembered)
+        self.last: tuple[Array, Array] | None = None
+
+    def __call__(self, smoothed: Smoothed, point: Point) -> Array:
+        """The gradient, bent by what the last steps showed."""
+        if self.last is not None:
+            step, change = point.coefficients - self.last[0], point.gradient - self.last[1]
+            curvature = float((step * change).sum())
+            if curvature > 1e-14 * float(np.linalg.norm(step) * np.linalg.norm(change)):
+                self.pairs.append((step, change, curvature))
+        self.last = point.coefficients, point.gradient
+        step = point.gradient.copy()
+        factors = []
+        for back, change, curvature in reversed(self.pairs):
+            factor = float((back * step).sum()) / curvature
+            step -= factor * change
+            factors.append(factor)
+        if self.pairs:
+            _, change, curvature = self.pairs[-1]
+            step *= curvature / float((change * change).sum())
+        for (back, change, curvature), factor in zip(self.pairs, reversed(factors), strict=True):
+            step += (factor - float((change * step).sum()) / curvature) * back
+        return -step
+
+    def forget_last(self) -> None:
+        """The objective changed: the gradient remembered is not one of it."""
+        self.last = None
+
+
+def _hessian(smoothed: Smoothed, point: Point) -> Array:
+    """Of the smoothed objective, output by output."""
+    problem, outputs = smoothed.problem, smoothed.problem.outputs
+    size = problem.design.unknowns
+    curvature = problem.loss.curvature(point.outputs, problem.targets)
+    weight = problem.mass * np.abs(point.shares)
+    moving = smoothed.sigma * problem.mass * point.moving
+    rows: list[list[Array]] = []
+    for one in range(outputs):
+        row: list[Array] = []
+        for other in range(outputs):
+            if other < one:
+                row.append(rows[other][one].T)
+            elif outputs == 1:
+                row.append(problem.design.gram(weight * curvature + moving * point.slopes[:, 0] ** 2))
+            else:
+                factor = curvature[:, one, other] * weight + moving * point.slopes[:, one] * point.slopes[:, other]
+                row.append(problem.design.gram(np.ones_like(factor) * (factor != 0), factor))
+        rows.append(row)
+    hessian = np.block(rows)
+    total = float(problem.mass @ point.moving)
+    if point.level > 0 and total > 0:
+        signs = np.sign(point.shares) if problem.loss.signed else 1.0
+        pull = problem.design.adjoint((problem.mass * point.moving * signs)[:, None] * point.slopes).T.ravel()
+        hessian -= np.outer(pull, pull) * (smoothed.sigma / total)
+    hessian[np.diag_indices_from(hessian)] += np.tile(problem.penalties[:, 0], outputs)
+    if problem.free_intercept and hessian[-1, -1] <= 0 and outputs == 1:
+        # nothing bends along the intercept: as if the shares of all examples moved
+        hessian[-1, -1] = smoothed.sigma * float(problem.mass @ point.slopes[:, 0] ** 2)
+    if outputs > 1 and problem.free_intercept:
+        # all outputs may be raised together, which changes nothing: held where they are
+        last = np.arange(1, outputs + 1) * size - 1
+        hessian[np.ix_(last, last)] += 1.0 / outputs
+    return hessian

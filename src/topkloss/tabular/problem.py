@@ -1,0 +1,197 @@
+r"""One training problem, and the certificate of how near its optimum a model is.
+
+The primal and the dual, with A = `strength`, masses s and cap 1/k:
+
+.. math::
+    P(w, b) &= \max_{p} \sum_i s_i p_i \ell_i(x_i w + b) + \frac{|w|^2}{2A}, \qquad
+        0 \le p_i \le \tfrac1k,\ \textstyle\sum_i s_i p_i \le 1 \\
+    D(p, \theta) &= -\sum_i s_i p_i \ell_i^*(\theta_i / s_i p_i) - \frac A2 |X^T \theta|^2, \qquad
+        \textstyle\sum_i \theta_i = 0 \text{ for a free intercept}
+
+P is the average top-k loss plus the penalty; D is at most P everywhere. For theta made of the slopes of the losses at
+the model itself the difference is a sum of terms that are all at least 0, so that it is computed without cancellation:
+
+.. math:: P - D = \lambda \big(1 - \textstyle\sum_i s_i |p_i|\big) + \sum_i s_i \big( \tfrac1k [\ell_i - \lambda]_+
+    + \lambda |p_i| - p_i e_i \big) + \frac A2 \Big| \frac wA + X^T \theta \Big|^2
+
+with e the pieces of the losses and any lambda >= 0, best the k-th largest loss. P is strongly convex in w, so
+|w - w*| <= sqrt(2 A (P - D)).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.special import log_softmax, xlogy
+
+from topkloss.tabular.design import Design
+from topkloss.tabular.losses import Array, Loss
+from topkloss.tabular.topk import average_top, level
+
+__all__ = ["Certificate", "Problem"]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is to be minimised.
+
+    Attributes:
+        design: The features.
+        targets: As the loss wants them, shape (n,).
+        loss: One of `topkloss.tabular.losses`.
+        mass: Mass of each example, shape (n,), >= 0, not all 0.
+        k: Mass that is averaged, in (0, the whole mass].
+        strength: A, the weight of the losses against the penalty: |w|^2 / (2 A).
+        outputs: How many numbers the model gives for each example.
+        penalised: Whether the penalty includes the intercept.
+    """
+
+    design: Design
+    targets: Array
+    loss: Loss
+    mass: Array
+    k: float
+    strength: float
+    outputs: int = 1
+    penalised: bool = False
+
+    @property
+    def cap(self) -> float:
+        """The largest share of one unit of mass."""
+        return 1.0 / self.k
+
+    @cached_property
+    def penalties(self) -> Array:
+        """Curvature of the penalty in each row of the coefficients, shape (d or d + 1, 1)."""
+        each = np.full((self.design.unknowns, 1), 1.0 / self.strength)
+        if self.design.intercept and not self.penalised:
+            each[-1] = 0.0
+        return each
+
+    @property
+    def free_intercept(self) -> bool:
+        """Whether there is an intercept outside the penalty."""
+        return self.design.intercept and not self.penalised
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the coefficients."""
+        return self.design.unknowns, self.outputs
+
+    def objective(self, coefficients: Array, outputs: Array | None = None) -> float:
+        """Average top-k loss plus penalty."""
+        outputs = self.design.outputs(coefficients) if outputs is None else outputs
+        losses = self.loss.value(outputs, self.targets)
+        return average_top(losses, self.mass, self.k) + self.penalty(coefficients)
+
+    def penalty(self, coefficients: Array) -> float:
+        """|w|^2 / (2 A)."""
+        return float((self.penalties * coefficients**2).sum()) / 2
+
+    def norm(self, coefficients: Array) -> float:
+        """|w|: of what the penalty includes."""
+        return math.sqrt(2 * self.strength * self.penalty(coefficients))
+
+    def excess(self, pieces: Array, shares: Array, least: float | None = None) -> tuple[float, float]:
+        """How much the shares p lose against the best ones at these pieces, and the k-th largest loss.
+
+        Args:
+            pieces: Of the losses, shape (n,).
+            shares: Feasible p, shape (n,).
+            least: Any number >= 0 in the place of the k-th largest loss: the answer then is at most too large.
+        """
+        losses = np.abs(pieces) if self.loss.signed else np.maximum(pieces, 0.0)
+        if least is None:
+            least = max(level(losses, self.mass, self.k), 0.0)
+        sizes = np.abs(shares)
+        lost = self.cap * np.maximum(losses - least, 0.0)
+        lost += least * sizes - shares * pieces
+        return float(self.mass @ np.maximum(lost, 0.0)) + least * max(0.0, 1.0 - float(self.mass @ sizes)), least
+
+    def certify(self, coefficients: Array, outputs: Array, shares: Array) -> Certificate:
+        """The duality gap of a model with the dual point that the shares make there, made feasible."""
+        slopes = self.loss.slope(outputs, self.targets)
+        duals = (self.mass * shares)[:, None] * slopes
+        distance = 0.0
+        if self.free_intercept:
+            if self.outputs == 1:
+                shares = _balanced(self.mass, self.cap, shares, slopes[:, 0])
+                duals = (self.mass * shares)[:, None] * slopes
+            else:
+                duals, distance = self._mixed(outputs, shares, duals)
+        lost, threshold = self.excess(self.loss.piece(outputs, self.targets), shares)
+        image = self.design.adjoint(duals)
+        if self.free_intercept:
+            image[-1] = 0.0
+        residual = self.strength / 2 * float(((self.penalties * coefficients + image) ** 2).sum())
+        return Certificate(lost + distance + residual, self.objective(coefficients, outputs), threshold, image)
+
+    def _mixed(self, outputs: Array, shares: Array, duals: Array) -> tuple[Array, float]:
+        """Softmax duals that sum to 0 in each class, and what that costs.
+
+        The probabilities are mixed with as little as will do of the distribution that the classes lack.
+        """
+        mass = self.mass * shares
+        wanted = np.bincount(self.targets.astype(np.intp), weights=mass, minlength=self.outputs)
+        total = float(mass.sum())
+        held = wanted + duals.sum(axis=0)
+        if total == 0.0:
+            return duals, 0.0
+        over = held > wanted
+        if not over.any():
+            return duals, 0.0
+        mix = float((1.0 - wanted[over] / held[over]).max())
+        lacking = np.maximum(wanted - (1 - mix) * held, 0.0)
+        lacking /= lacking.sum()
+        logarithms = log_softmax(outputs, axis=1)
+        chances = np.exp(logarithms)
+        mixed = chances + mix * (lacking - chances)
+        divergence = (xlogy(mixed, mixed) - mixed * logarithms).sum(axis=1)
+        return duals + mass[:, None] * mix * (lacking - chances), max(0.0, float(mass @ divergence))
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is proved about a model.
+
+    Attributes:
+        gap: Its objective is at most this much above the optimum.
+        objective: P, the objective itself.
+        threshold: The k-th largest loss.
+        image: The dual point as coefficients, X' theta, shape of the coefficients.
+    """
+
+    gap: float
+    objective: float
+    threshold: float
+    image: Array
+
+
+def _balanced(mass: Array, cap: float, shares: Array, slopes: Array) -> Array:
+    """Shares whose duals sum to 0.
+
+    What has too much dual gives to what has too little, as much mass, among the examples whose shares are between 0 and
+    the cap: all these have the threshold's loss, so that nothing is lost. What this leaves is scaled down.
+    """
+    sizes = np.abs(shares)
+    duals = mass * shares * slopes
+    total = float(duals.sum())
+    moving = (sizes > 0) & (sizes < cap)
+    giving, taking = moving & (duals * total > 0), moving & (duals * total < 0)
+    held, room = mass * sizes * giving, mass * (cap - sizes) * taking
+    slope = np.abs(slopes)
+    given, taken = float(held @ slope), float(room @ slope)
+    if given > 0:
+        exchange = float(held.sum()) / float(room.sum()) if taken > 0 else 0.0
+        part = min(1.0, abs(total) / (given + exchange * taken), 1.0 / exchange if exchange > 0 else 1.0)
+        sizes = sizes - part * sizes * giving + part * exchange * (cap - sizes) * taking
+        shares = np.copysign(sizes, shares)
+        duals = mass * shares * slopes
+    positive = duals > 0
+    up, down = float(duals[positive].sum()), -float(duals[~positive].sum())
+    if up == down:
+        return shares
+    return shares * (np.where(positive, down / up, 1.0) if up > down else np.where(positive, 1.0, up / down))

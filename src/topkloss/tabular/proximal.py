@@ -1,0 +1,246 @@
+r"""The proximal point method on the dual: a few smoothed problems, each from the answer of the one before.
+
+Around the shares p of the last problem the next one is smoothed less and less (sigma grows), until the certificate says
+that the model itself is accurate: |w - w*| <= `tol` |w|. Each smoothed problem is solved only as far as its own error
+matters: until the residual of its gradient is a small part of the gap.
+
+Reference: Rockafellar. Augmented Lagrangians and applications of the proximal point algorithm in convex programming.
+Mathematics of Operations Research, 1976.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from topkloss.tabular.directions import Direction, LimitedMemory, Newton
+from topkloss.tabular.losses import Array
+from topkloss.tabular.problem import Certificate, Problem
+from topkloss.tabular.smoothed import Point, Smoothed
+
+__all__ = ["Solution", "solve"]
+
+# From so many unknowns on no square matrix of them is made.
+MANY = 600
+
+# Of so many rows times unknowns squared the matrix costs more than many gradients do.
+COSTLY = 2e9
+
+# From twice as many rows on, about so many of them are solved first, for a start that is nearly right.
+COARSE = 50_000
+
+# How accurate that start is, relatively: about as much as the part tells of the whole.
+START = 0.003
+
+# Sharper than this, in units of cap / loss, the shares drown in the rounding of the losses.
+SHARPEST = 1e10
+
+# Smaller gaps, relative to the objective, are below what float64 can tell.
+ROUNDING = 4e-15
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A model, and what is proved about it.
+
+    Attributes:
+        coefficients: Shape (d or d + 1, m), intercepts last.
+        shares: The dual variables p that prove it, shape (n,).
+        certificate: The gap and what it is made of.
+        iterations: Steps taken, in all smoothed problems together.
+        converged: Whether the accuracy asked for was reached.
+        sigma: How sharp the last smoothed problem was.
+        zero: Whether the model is proved to be nothing but its intercept.
+    """
+
+    coefficients: Array
+    shares: Array
+    certificate: Certificate
+    iterations: int
+    converged: bool
+    sigma: float
+    zero: bool
+
+
+def solve(
+    problem: Problem,
+    *,
+    tol: float,
+    max_iter: int,
+    method: str = "auto",
+    start: Array | None = None,
+) -> Solution:
+    """The model that minimises the objective of a problem, certified.
+
+    Args:
+        problem: What to minimise.
+        tol: Wanted accuracy of the weights: at most this relative error of w, by the certificate.
+        max_iter: Steps, all smoothed problems together.
+        method: "newton", "lbfgs", or "auto": Newton where the matrix of all unknowns is small.
+        start: Coefficients to begin from. Default: 0, or the model of a part of the rows where there are many.
+    """
+    design = problem.design
+    coefficients = np.zeros(problem.shape) if start is None else start
+    outputs = design.outputs(coefficients)
+    shares = np.zeros(design.rows) if problem.loss.signed else np.full(design.rows, 1.0 / problem.mass.sum())
+    direction = _direction(problem, method)
+    run = _Run(problem, tol, _scale(problem, outputs), direction.patience)
+    sigma, least = problem.cap / run.scale, run.scale
+    if start is None and design.rows >= 2 * COARSE:
+        coefficients, sigma = _coarse(problem, max(tol, START), max_iter, method)
+        sigma *= direction.growth
+        outputs = design.outputs(coefficients)
+        shares, _, least = Smoothed(problem, shares, sigma).shares(problem.loss.piece(outputs, problem.targets), least)
+    iterations = 0
+    while True:
+        smoothed = Smoothed(problem, shares, sigma)
+        point = smoothed.at(coefficients, smoothed.look(outputs, least))
+        run.begin(problem.cap / sigma)
+        while not run.judge(point) and iterations < max_iter:
+            iterations += 1
+            step = direction(smoothed, point)
+            length, look = smoothed.search(point, step)
+            point = smoothed.at(point.coefficients + length * step, look)
+        coefficients, shares, least = point.coefficients, point.shares, point.level
+        if run.verdict or run.proves_zero(point) or run.stalled(point) or iterations >= max_iter:
+            return run.solution(point, iterations, sigma)
+        outputs = design.outputs(coefficients)  # afresh: the steps' rounding errors add up
+        if run.slow and sigma < SHARPEST * problem.cap / run.scale:
+            sigma *= direction.growth
+        if isinstance(direction, LimitedMemory):
+            direction.forget_last()
+
+
+def _coarse(problem: Problem, tol: float, max_iter: int, method: str) -> tuple[Array, float]:
+    """The model of a part of the rows, every so manieth, and how sharp its last smoothed problem was."""
+    step = max(2, problem.design.rows // COARSE)
+    mass = problem.mass[::step]
+    k = min(problem.k * float(mass.sum()) / float(problem.mass.sum()), float(mass.sum()))
+    part = replace(problem, design=problem.design.every(step), targets=problem.targets[::step], mass=mass, k=k)
+    found = solve(part, tol=tol, max_iter=max_iter, method=method)
+    return found.coefficients, found.sigma * part.k / problem.k
+
+
+def _direction(problem: Problem, method: str) -> Direction:
+    unknowns = problem.shape[0] * problem.shape[1]
+    small = unknowns <= MANY and problem.design.rows * unknowns**2 <= COSTLY
+    return Newton() if method == "newton" or (method == "auto" and small) else LimitedMemory()
+
+
+def _scale(problem: Problem, outputs: Array) -> float:
+    """The size of the losses; where those of the start are nearly nothing, of a model without weights."""
+    here, nothing = (problem.loss.value(one, problem.targets) for one in (outputs, np.zeros_like(outputs)))
+    sizes = float(problem.mass @ here), 1e-8 * float(problem.mass @ nothing)
+    return max(sizes) / float(problem.mass.sum()) or 1.0
+
+
+def _rounding(problem: Problem, point: Point) -> float:
+    """What the rounding of the outputs makes of the gap: smaller ones are below what float64 can tell."""
+    sizes = np.abs(point.outputs)
+    bend = problem.loss.curvature(point.outputs, problem.targets)
+    bend = bend[:, None] if bend.ndim == 1 else np.einsum("icc->ic", bend)
+    each = (sizes * np.abs(point.slopes) + bend * sizes**2).sum(axis=1)
+    return ROUNDING * float((problem.mass * np.abs(point.shares)) @ each)
+
+
+def _imbalance(problem: Problem, point: Point) -> float:
+    """What the duals of a free intercept sum to, which should be nothing, as a share of their sizes."""
+    sizes = float((problem.mass * np.abs(point.shares)) @ np.abs(point.slopes).sum(axis=1))
+    return float(np.abs(point.gradient[-1]).sum()) / sizes if sizes > 0 else 0.0
+
+
+class _Run:
+    """The certificate of each point, and what follows from it."""
+
+    def __init__(self, problem: Problem, tol: float, scale: float, patience: int) -> None:
+        self.problem, self.tol, self.scale, self.patience = problem, tol, scale, patience
+        self.verdict = ""
+        self.gap = self.last = self.best = math.inf
+        self.idle = 0
+        self.slow = True
+        self.part = 0.1
+        self.squared_norms: Array | None = None
+        self.zero: tuple[Array, Certificate] | None = None
+
+    def begin(self, width: float) -> None:
+        """A new smoothed problem, in which the losses of the examples that move differ by so much."""
+        self.width = width
+        self.residual, self.waited = math.inf, 0
+
+    def judge(self, point: Point) -> bool:
+        """Whether the smoothed problem is solved as far as it matters, or the whole problem is."""
+        problem = self.problem
+        excess, _ = problem.excess(point.pieces, point.shares, point.level)
+        weights = point.gradient[:-1] if problem.free_intercept else point.gradient
+        residual = problem.strength / 2 * float((weights**2).sum())
+        self.gap = excess + residual
+        if self._accurate(point, self.gap):
+            self.gap = problem.certify(point.coefficients, point.outputs, point.shares).gap
+            if self._accurate(point, self.gap):
+                self.verdict = "accurate"
+                return True
+        if problem.free_intercept:
+            # made good among the examples that move, whose losses differ by no more than this; else by all
+            width = min(self.width, self.scale) if point.moving.any() else self.scale
+            residual += _imbalance(problem, point) * width
+        self.waited = 0 if residual < 0.5 * self.residual else self.waited + 1
+        self.residual = min(residual, self.residual)
+        return residual <= self.part * excess or self.waited > (3 if residual <= 1e-12 * self.scale else self.patience)
+
+    def _accurate(self, point: Point, gap: float) -> bool:
+        return math.sqrt(2 * self.problem.strength * gap) <= self.tol * self.problem.norm(point.coefficients)
+
+    def proves_zero(self, point: Point) -> bool:
+        """Whether the shares of this point prove that no weight at all is as good as it gets.
+
+        The optimum then is no farther from 0 than a small part of what slopes of random directions would add up to,
+        and no better than by a small part of the objective.
+        """
+        problem = self.problem
+        coefficients = point.coefficients.copy()
+        coefficients[: problem.design.columns] = 0.0
+        if problem.design.intercept and problem.penalised:
+            coefficients[-1] = 0.0
+        outputs = np.zeros_like(point.outputs) + (coefficients[-1] if problem.design.intercept else 0.0)
+        excess, _ = problem.excess(problem.loss.piece(outputs, problem.targets), point.shares)
+        small = max(self.tol**2, ROUNDING)
+        if excess > small * self.scale or problem.penalty(point.coefficients) > 1e-2 * self.scale:
+            return False
+        certificate = problem.certify(coefficients, outputs, point.shares)
+        duals = (problem.mass * point.shares) ** 2 * (point.slopes**2).sum(axis=1)
+        chance = problem.strength * math.sqrt(float(duals @ self._norms()))
+        far = math.sqrt(2 * problem.strength * certificate.gap)
+        if far > self.tol * chance or certificate.gap > small * certificate.objective:
+            return False
+        self.verdict, self.zero = "zero", (coefficients, certificate)
+        return True
+
+    def _norms(self) -> Array:
+        if self.squared_norms is None:
+            ones = self.problem.design.intercept and self.problem.penalised
+            self.squared_norms = self.problem.design.squared_norms() + float(ones)
+        return self.squared_norms
+
+    def stalled(self, point: Point) -> bool:
+        """After a smoothed problem: whether the last ones brought nothing, or nothing more can be told."""
+        self.slow = self.gap > 0.01 * self.last
+        self.part = max(0.1 * self.part, 1e-6) if self.gap > 0.5 * self.last else 0.1
+        self.idle = 0 if self.gap < 0.5 * self.best else self.idle + 1
+        self.last, self.best = self.gap, min(self.best, self.gap)
+        if self.idle > 0 and self.gap <= 1e-10 * self.scale:
+            certificate = self.problem.certify(point.coefficients, point.outputs, point.shares)
+            if certificate.gap <= max(ROUNDING * certificate.objective, _rounding(self.problem, point)):
+                self.verdict = "rounding"
+        return bool(self.verdict) or self.idle > 12
+
+    def solution(self, point: Point, iterations: int, sigma: float) -> Solution:
+        """What was reached."""
+        if self.zero is not None:
+            coefficients, certificate = self.zero
+            return Solution(coefficients, point.shares, certificate, iterations, True, sigma, zero=True)
+        certificate = self.problem.certify(point.coefficients, point.outputs, point.shares)
+        return Solution(
+            point.coefficients, point.shares, certificate, iterations, bool(self.verdict), sigma, zero=False
+        )

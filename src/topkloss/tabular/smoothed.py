@@ -1,0 +1,132 @@
+r"""The smoothed problem around a centre: what the proximal point method solves again and again.
+
+.. math:: M(w) = \frac{|w|^2}{2A} + \max_p \sum_i s_i \Big( p_i e_i(w) - \frac{(p_i - c_i)^2}{2 \sigma} \Big), \qquad
+    0 \le p_i \le \tfrac1k,\ \textstyle\sum_i s_i p_i \le 1
+
+The maximum is reached by one p, the projection of c + sigma e, so M is differentiable, with the gradient that p makes;
+c, the centre, is the p of the problem before, and with it M touches the objective where the two agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topkloss.tabular.losses import Array
+from topkloss.tabular.problem import Problem
+from topkloss.tabular.topk import project
+
+__all__ = ["Point", "Smoothed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the outputs of a model tell, without a product with the features.
+
+    Attributes:
+        outputs: Of the model, shape (n, m).
+        pieces: Of the losses, shape (n,).
+        slopes: Of the pieces, shape (n, m).
+        shares: The p that is best, shape (n,).
+        moving: True where p is neither at 0 nor at 1/k: it moves with the outputs.
+        level: The piece at which the mass of p is used up, 0 where it is not.
+        duals: Masses times shares times slopes, shape (n, m).
+    """
+
+    outputs: Array
+    pieces: Array
+    slopes: Array
+    shares: Array
+    moving: NDArray[np.bool_]
+    level: float
+    duals: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Point(Look):
+    """The smoothed objective around one model.
+
+    Attributes:
+        coefficients: Of the model, shape (d or d + 1, m).
+        gradient: Of M, shape of the coefficients.
+    """
+
+    coefficients: Array
+    gradient: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothed:
+    """The problem, the centre c of shape (n,), and sigma."""
+
+    problem: Problem
+    centre: Array
+    sigma: float
+
+    def shares(self, pieces: Array, guess: float) -> tuple[Array, NDArray[np.bool_], float]:
+        """The best p for these pieces, where it moves, and the piece at which it is cut, which is near the guess."""
+        problem = self.problem
+        if problem.loss.signed:
+            wanted = self.centre + self.sigma * pieces
+            sizes = np.abs(wanted) - self.sigma * guess
+        else:
+            wanted = sizes = self.centre + self.sigma * (pieces - guess)
+        shift = project(sizes, problem.mass, problem.cap, -self.sigma * guess)
+        sizes = sizes - shift
+        shares = np.clip(sizes, 0.0, problem.cap)
+        held = float(problem.mass @ shares)
+        if held > 1.0:
+            shares /= held
+        moving = (sizes > 0) & (sizes < problem.cap)
+        if problem.loss.signed:
+            shares = np.copysign(shares, wanted)
+        return shares, moving, guess + shift / self.sigma
+
+    def look(self, outputs: Array, guess: float) -> Look:
+        """All that these outputs tell."""
+        problem = self.problem
+        pieces = problem.loss.piece(outputs, problem.targets)
+        slopes = problem.loss.slope(outputs, problem.targets)
+        shares, moving, level = self.shares(pieces, guess)
+        return Look(outputs, pieces, slopes, shares, moving, level, (problem.mass * shares)[:, None] * slopes)
+
+    def at(self, coefficients: Array, look: Look) -> Point:
+        """The point of a model whose outputs were looked at."""
+        gradient = self.problem.penalties * coefficients + self.problem.design.adjoint(look.duals)
+        return Point(**vars(look), coefficients=coefficients, gradient=gradient)
+
+    def search(self, point: Point, step: Array) -> tuple[float, Look]:
+        """How far to go along the step, and what the outputs there tell.
+
+        M is convex, so its slope along the step only rises. A step is accepted where the slope has come near 0 from
+        either side: no value of M, whose digits run out first, is compared. Costs one product with the features.
+        """
+        change = self.problem.design.outputs(step)
+        pull, bend = _penalty_along(self.problem.penalties, point.coefficients, step)
+        before = float((point.gradient * step).sum())
+        low, high, below, above = 0.0, np.inf, before, np.inf
+        length = 1.0
+        for _ in range(60):
+            look = self.look(point.outputs + length * change, point.level)
+            now = pull + length * bend + float((look.duals * change).sum())
+            if -0.7 * abs(before) <= now <= 0.1 * abs(before):
+                break
+            if now > 0:
+                high, above = length, now
+            else:
+                low, below = length, now
+            if high == np.inf:
+                length = 4 * low
+                continue
+            if high - low <= 1e-12 * high:
+                return low, self.look(point.outputs + low * change, point.level)
+            middle = low - below * (high - low) / (above - below)
+            length = min(max(middle, low + 0.05 * (high - low)), high - 0.05 * (high - low))
+        return length, look
+
+
+def _penalty_along(penalties: Array, coefficients: Array, step: Array) -> tuple[float, float]:
+    """Slope at 0 and curvature of the penalty along a step."""
+    return float((penalties * coefficients * step).sum()), float((penalties * step * step).sum())

@@ -1,0 +1,45 @@
+"""When too few examples are averaged, no model beats predicting the same for all: how many would do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from topkloss.tabular.problem import Problem
+from topkloss.tabular.proximal import solve
+
+__all__ = ["smallest_fraction"]
+
+# The answer is this exact, relatively; it needs no more accuracy than this of each model on the way.
+WIDTH, ACCURACY = 0.01, 3e-3
+
+# Of twice as many rows or more, every so manieth is asked: the answer is that of a sample.
+ROWS = 10_000
+
+
+def smallest_fraction(problem: Problem, *, max_iter: int = 200) -> float | None:
+    """The smallest fraction of the mass at which the optimum is not the zero model, to 1 %; None where there is none.
+
+    By bisection: where the zero model is optimal it is so for every smaller fraction too, because what is feasible for
+    the dual at k is feasible for every smaller k.
+
+    Args:
+        problem: One whose optimum is the zero model.
+        max_iter: Steps for each model on the way; where they do not suffice the zero model is not proved.
+    """
+    step = problem.design.rows // ROWS
+    if step > 1:
+        mass = problem.mass[::step]
+        k = problem.k * float(mass.sum()) / float(problem.mass.sum())
+        problem = replace(problem, design=problem.design.every(step), targets=problem.targets[::step], mass=mass, k=k)
+    total = float(problem.mass.sum())
+
+    def is_zero(k: float) -> bool:
+        return solve(replace(problem, k=k), tol=ACCURACY, max_iter=max_iter).zero
+
+    low, high = problem.k, total
+    if is_zero(high):
+        return None
+    while high - low > WIDTH * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_zero(middle) else (low, middle)
+    return high / total

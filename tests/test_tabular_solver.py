@@ -1,0 +1,349 @@
+"""Linear models: the losses, the projection, the certificate, and the optimum against a conic solver."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import optimize, sparse
+
+from tests.conic import optimum
+from topkloss.tabular import directions, problem, proximal, smoothed
+from topkloss.tabular.design import Design
+from topkloss.tabular.losses import CLASSIFICATION, REGRESSION, Huber, Loss
+from topkloss.tabular.problem import Problem
+from topkloss.tabular.proximal import solve
+from topkloss.tabular.topk import project
+
+Array = NDArray[np.float64]
+
+LOSSES: dict[str, Loss] = CLASSIFICATION | REGRESSION
+
+
+def draw(name: str, seed: int, n: int = 30, d: int = 3) -> tuple[Array, Array, Array]:
+    """Features, targets and masses of a small problem that no line solves."""
+    chance = np.random.default_rng(seed)
+    features = chance.normal(size=(n, d))
+    signal = features @ chance.normal(size=d) + 0.5 * chance.normal(size=n) + 0.3
+    if name == "softmax":
+        targets = np.digitize(signal, np.quantile(signal, [0.3, 0.6])).astype(float)
+    else:
+        targets = np.where(signal > 0, 1.0, -1.0) if name in CLASSIFICATION else 2 * signal + 3
+    return features, targets, chance.uniform(0.2, 2.0, size=n)
+
+
+def make(name: str, seed: int, *, share: float, strength: float, kind: str = "free", weighted: bool = True) -> Problem:
+    features, targets, mass = draw(name, seed)
+    if not weighted:
+        mass = np.ones_like(mass)
+    design = Design(features, intercept=kind != "none")
+    outputs = 3 if name == "softmax" else 1
+    return Problem(
+        design, targets, LOSSES[name], mass, share * mass.sum(), strength, outputs, penalised=kind == "penalised"
+    )
+
+
+def truth(one: Problem, name: str) -> tuple[float, float]:
+    """Bounds of the optimum, at most 1e-7 apart; mostly 1e-11."""
+    return optimum(
+        name,
+        one.design.features,
+        one.targets,
+        mass=one.mass,
+        k=one.k,
+        strength=one.strength,
+        outputs=one.outputs,
+        intercept=one.design.intercept,
+        penalised=one.penalised,
+    )
+
+
+# losses
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_slopes_and_curvatures_are_derivatives(name: str) -> None:
+    loss = LOSSES[name]
+    chance = np.random.default_rng(1)
+    _, targets, _ = draw(name, 0)
+    outputs = chance.normal(size=(len(targets), 3 if name == "softmax" else 1)) * 2 + (0 if name != "squared" else 3)
+    step = 1e-6
+    for output in range(outputs.shape[1]):
+        moved = [outputs.copy(), outputs.copy()]
+        moved[0][:, output] -= step
+        moved[1][:, output] += step
+        below, above = (loss.piece(one, targets) for one in moved)
+        assert loss.slope(outputs, targets)[:, output] == pytest.approx((above - below) / (2 * step), abs=1e-6)
+        change = (loss.slope(moved[1], targets) - loss.slope(moved[0], targets)) / (2 * step)
+        curvature = loss.curvature(outputs, targets).reshape(len(targets), outputs.shape[1], -1)[:, output]
+        assert curvature == pytest.approx(change, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_conjugate_is_that_of_the_loss(name: str) -> None:
+    """Fenchel and Young: equality at the slopes of the loss, and nowhere less."""
+    loss = LOSSES[name]
+    _, targets, _ = draw(name, 0)
+    chance = np.random.default_rng(2)
+    width = 3 if name == "softmax" else 1
+    outputs = chance.normal(size=(len(targets), width)) * 3
+    slopes = loss.slope(outputs, targets)
+    if name == "hinge":
+        slopes = slopes * (loss.value(outputs, targets) > 0)[:, None]
+    if name == "absolute":
+        slopes = np.sign(loss.piece(outputs, targets))[:, None]
+    conjugate = loss.conjugate(slopes, targets)
+    assert loss.value(outputs, targets) + conjugate == pytest.approx((slopes * outputs).sum(axis=1), abs=1e-9)
+    for _ in range(20):
+        other = outputs + chance.normal(size=outputs.shape) * chance.choice([0.1, 3.0])
+        assert (loss.value(other, targets) + conjugate >= (slopes * other).sum(axis=1) - 1e-9).all()
+
+
+def test_no_slope_that_a_loss_cannot_have_has_a_conjugate() -> None:
+    targets = np.ones(2)
+    for name, slopes in {"logistic": [0.5, -1.5], "hinge": [0.1, -1.1], "absolute": [1.1, -1.1]}.items():
+        assert np.isinf(LOSSES[name].conjugate(np.array(slopes)[:, None], targets)).all(), name
+    assert np.isinf(Huber(0.5).conjugate(np.array([[0.6], [-0.6]]), targets)).all()
+    assert np.isinf(LOSSES["softmax"].conjugate(np.array([[0.5, 0.0, 0.0], [0.5, -1.5, 1.0]]), targets)).all()
+
+
+# the projection
+
+
+@given(st.lists(st.tuples(st.floats(-3, 3), st.floats(0.1, 3)), min_size=1, max_size=12), st.floats(0.02, 2))
+def test_the_projection_is_the_nearest_point_of_the_capped_simplex(
+    pairs: list[tuple[float, float]], cap: float
+) -> None:
+    wanted, mass = (np.array(column) for column in zip(*pairs, strict=True))
+    least = project(wanted, mass, cap, 0.0)
+    shares = np.clip(wanted - least, 0.0, cap)
+    assert mass @ shares <= 1 + 1e-12
+    best = optimize.minimize(
+        lambda p: mass @ (p - wanted) ** 2 / 2,
+        np.zeros_like(wanted),
+        jac=lambda p: mass * (p - wanted),
+        bounds=[(0, cap)] * len(wanted),
+        constraints={"type": "ineq", "fun": lambda p: 1 - mass @ p, "jac": lambda p: -mass},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert mass @ (shares - wanted) ** 2 / 2 <= best.fun + 1e-9
+
+
+# the optimum
+
+
+CASES = [
+    (share, strength, kind, weighted)
+    for share, strength in [(1.0, 5.0), (0.77, 0.2), (0.62, 50.0), (0.31, 1.0)]
+    for kind, weighted in [("free", True), ("penalised", False), ("none", True)]
+]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("share", "strength", "kind", "weighted"), CASES)
+def test_the_optimum_is_that_of_a_conic_solver(
+    name: str, share: float, strength: float, kind: str, weighted: bool
+) -> None:
+    one = make(name, 3, share=share, strength=strength, kind=kind, weighted=weighted)
+    low, high = truth(one, name)
+    for method in ("newton", "lbfgs"):
+        found = solve(one, tol=1e-5, max_iter=3000, method=method)
+        assert found.converged
+        assert found.certificate.objective == pytest.approx(one.objective(found.coefficients), rel=1e-14)
+        assert low * (1 - 1e-8) <= found.certificate.objective <= high * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("k", [0.4, 1.0, 2.5])
+def test_the_maximum_and_less_than_one_example(name: str, k: float) -> None:
+    features, targets, _ = draw(name, 5, n=12, d=12)  # more features than it takes to fit every example
+    mass = np.ones_like(targets)
+    one = Problem(Design(features, intercept=True), targets, LOSSES[name], mass, k, 20.0, 3 if name == "softmax" else 1)
+    found = solve(one, tol=1e-5, max_iter=3000)
+    low, high = truth(one, name)
+    assert low * (1 - 1e-8) <= found.certificate.objective <= high * (1 + 1e-8)
+    assert found.converged
+
+
+# the certificate
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["free", "penalised", "none"])
+def test_the_certificate_is_never_better_than_the_truth(name: str, kind: str) -> None:
+    """Of models that are not solved to the end, and of models that nobody solved for."""
+    for seed, share in enumerate([0.4, 0.7, 1.0]):
+        one = make(name, seed, share=share, strength=3.0, kind=kind)
+        best = solve(one, tol=1e-7, max_iter=5000)
+        lowest = best.certificate.objective - best.certificate.gap
+        chance = np.random.default_rng(seed)
+        for steps in (1, 2, 4, 7):
+            part = solve(one, tol=1e-9, max_iter=steps)
+            assert part.certificate.gap >= part.certificate.objective - best.certificate.objective - 1e-13
+            distance = one.norm(part.coefficients - best.coefficients)
+            assert distance <= (1 + 1e-6) * np.sqrt(2 * one.strength * part.certificate.gap) + 1e-6
+            coefficients = part.coefficients + chance.normal(size=part.coefficients.shape)
+            outputs = one.design.outputs(coefficients)
+            wild = one.certify(coefficients, outputs, best.shares)
+            assert wild.objective - wild.gap <= best.certificate.objective + 1e-12
+            assert wild.gap >= wild.objective - best.certificate.objective - 1e-12
+        assert lowest <= truth(one, name)[1] * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["free", "penalised"])
+def test_the_gap_is_primal_minus_dual(name: str, kind: str) -> None:
+    """The sum of terms that are never negative is the difference of two numbers computed by their definitions."""
+    one = make(name, 4, share=0.6, strength=2.0, kind=kind)
+    part = solve(one, tol=1e-9, max_iter=3)
+    outputs = one.design.outputs(part.coefficients)
+    shares = part.shares
+    if one.free_intercept and one.outputs == 1:
+        shares = problem._balanced(one.mass, one.cap, shares, one.loss.slope(outputs, one.targets)[:, 0])
+    taken = one.mass * np.abs(shares)
+    assert taken.sum() <= 1 + 1e-12
+    assert (np.abs(shares) <= one.cap * (1 + 1e-12)).all()
+    duals = (one.mass * shares)[:, None] * one.loss.slope(outputs, one.targets)
+    if one.free_intercept and one.outputs > 1:
+        duals, _ = one._mixed(outputs, shares, duals)
+    if one.free_intercept:
+        assert duals.sum(axis=0) == pytest.approx(0.0, abs=1e-13)
+    some = taken > 0
+    # of the dual points of one example the best has its share of the cap as a whole, where the loss is made of pieces
+    conjugate = one.loss.conjugate(duals[some] / taken[some, None], one.targets[some])
+    image = one.design.adjoint(duals)
+    if one.free_intercept:
+        image = image[:-1]
+    dual = -float(taken[some] @ conjugate) - one.strength / 2 * float((image**2).sum())
+    certificate = one.certify(part.coefficients, outputs, part.shares)
+    assert certificate.gap == pytest.approx(certificate.objective - dual, abs=1e-12)
+
+
+# mutants: each is the solver with one mistake in it, and the certificate or the conic solver must say so
+
+
+def _no_masses(self: smoothed.Smoothed, pieces: Array, guess: float) -> Any:
+    plain = dataclasses.replace(self.problem, mass=np.ones_like(self.problem.mass))
+    return RIGHT_SHARES(dataclasses.replace(self, problem=plain), pieces, guess)
+
+
+def _whole_k(self: Problem) -> float:
+    return float(1.0 / max(1.0, np.floor(self.k)))
+
+
+RIGHT_SHARES = smoothed.Smoothed.shares
+RIGHT_EXCESS = Problem.excess
+WRONG: dict[str, tuple[Any, str, Any]] = {
+    "the masses are forgotten in the projection": (smoothed.Smoothed, "shares", _no_masses),
+    "k is rounded down": (Problem, "cap", property(_whole_k)),
+    "the duals of the intercept sum to anything": (problem, "_balanced", lambda mass, cap, shares, slopes: shares),
+    "the gap forgets the residual": (Problem, "certify", lambda self, *given: _without(self, *given)),
+    "the gap forgets the excess": (Problem, "excess", lambda self, *given: (0.0, RIGHT_EXCESS(self, *given)[1])),
+}
+
+
+def _without(self: Problem, coefficients: Array, outputs: Array, shares: Array) -> problem.Certificate:
+    excess, threshold = RIGHT_EXCESS(self, self.loss.piece(outputs, self.targets), shares)
+    return problem.Certificate(excess, self.objective(coefficients, outputs), threshold, coefficients)
+
+
+def _right_and_honest() -> bool:
+    """Whether the solver reaches the optimum of the conic solver, and no certificate is better than the truth."""
+    for strength in (5.0, 0.01):
+        one = make("logistic", 3, share=0.77, strength=strength)
+        low, high = truth(one, "logistic")
+        found = solve(one, tol=1e-5, max_iter=200)
+        if not (found.converged and low * (1 - 1e-8) <= found.certificate.objective <= high * (1 + 1e-8)):
+            return False
+        for bias in (0.0, 3.0):
+            model = np.array([[0.0], [0.0], [0.0], [bias]])
+            shares = np.full(len(one.targets), 1 / one.mass.sum())
+            certificate = one.certify(model, one.design.outputs(model), shares)
+            if certificate.gap < certificate.objective - high - 1e-9:
+                return False
+    return True
+
+
+def test_the_solver_is_right_and_honest() -> None:
+    assert _right_and_honest()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*WRONG[name])
+    assert not _right_and_honest()
+
+
+# the rest
+
+
+def test_sparse_and_float32_are_the_same_numbers() -> None:
+    features, targets, mass = draw("logistic", 6, n=100, d=6)
+    features = np.where(np.abs(features) > 0.7, features, 0.0).astype(np.float32).astype(np.float64)
+    forms: list[Callable[[Array], Any]] = [
+        lambda x: x,
+        sparse.csr_array,
+        sparse.csr_matrix,
+        sparse.csc_array,
+        np.asfortranarray,
+        lambda x: x.astype(np.float32),
+        lambda x: sparse.csr_array(x.astype(np.float32)),
+    ]
+    models = []
+    for form in forms:
+        for method in ("newton", "lbfgs"):
+            one = Problem(
+                Design(form(features), intercept=True), targets, LOSSES["logistic"], mass, 0.7 * mass.sum(), 5.0
+            )
+            models.append(solve(one, tol=1e-7, max_iter=2000, method=method).coefficients)
+    for model in models[1:]:
+        assert model == pytest.approx(models[0], abs=1e-6)
+
+
+def test_rows_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, _, mass = draw("squared", 7, n=50, d=4)
+    design = Design(features, intercept=True)
+    ones = np.hstack([features, np.ones((50, 1))])
+    signed = np.random.default_rng(0).normal(size=50)
+    for block in (2**20, 12):
+        monkeypatch.setattr("topkloss.tabular.design.BLOCK", block)
+        assert design.gram(mass) == pytest.approx(ones.T @ (mass[:, None] * ones))
+        assert design.gram(mass, signed) == pytest.approx(ones.T @ ((mass * signed)[:, None] * ones))
+        assert design.gram(mass * (mass > 1)) == pytest.approx(ones.T @ ((mass * (mass > 1))[:, None] * ones))
+        assert design.squared_norms() == pytest.approx((features**2).sum(axis=1))
+
+
+def test_newton_is_chosen_where_its_matrix_is_small() -> None:
+    small, large = make("hinge", 0, share=0.5, strength=1.0), make("hinge", 0, share=0.5, strength=1.0)
+    large = dataclasses.replace(large, design=Design(np.zeros((30, proximal.MANY)), intercept=True))
+    assert isinstance(proximal._direction(small, "auto"), directions.Newton)
+    assert isinstance(proximal._direction(large, "auto"), directions.LimitedMemory)
+
+
+@pytest.mark.parametrize("name", ["logistic", "absolute", "softmax"])
+def test_a_start_from_a_part_of_the_rows_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, targets, mass = draw(name, 8, n=300, d=4)
+    outputs = 3 if name == "softmax" else 1
+    one = Problem(Design(features, intercept=True), targets, LOSSES[name], mass, 0.7 * mass.sum(), 5.0, outputs)
+    whole = solve(one, tol=1e-7, max_iter=2000)
+    monkeypatch.setattr(proximal, "COARSE", 60)
+    coefficients, _ = proximal._coarse(one, 1e-3, 2000, "auto")
+    assert coefficients != pytest.approx(whole.coefficients, abs=1e-3)
+    part = solve(one, tol=1e-7, max_iter=2000)
+    assert part.converged
+    assert part.coefficients == pytest.approx(whole.coefficients, abs=1e-6)
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 10**6))
+def test_the_answer_is_the_same_every_time(seed: int) -> None:
+    one = make("hinge", seed, share=0.6, strength=4.0)
+    first, second = (solve(one, tol=1e-4, max_iter=500).coefficients for _ in range(2))
+    assert (first == second).all()
