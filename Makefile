@@ -2,28 +2,29 @@
 # it runs, so each line also works by hand. Everything lands in .venv, .venv-oldest and demo/; `make clean` removes it.
 #
 # Needs make, a POSIX shell and Python 3.11 or newer: another one with `make demo PYTHON=python3.12`.
-# Does nothing twice: a stamp in .venv remembers the installation until pyproject.toml or constraints.txt changes.
+# Does nothing twice: a stamp in .venv remembers the installation until pyproject.toml, constraints.txt or a
+# source of the native kernels changes.
 # For a small CPU-only torch, install that one into .venv before the first `make` (CONTRIBUTING.md says how).
 
 PYTHON = python3
 BIN = .venv/bin
 OLDEST = .venv-oldest
-SETTINGS = pyproject.toml constraints.txt
+SETTINGS = pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/topkloss/kernels/csrc/*)
 
 # What the oldest torch is tested with: the core, which needs torch alone.
-CORE_TESTS = $(patsubst %,tests/test_%.py,choose criterion distributed errors groups laws losses mining mutants \
+CORE_TESTS = $(patsubst %,tests/test_%.py,choose criterion distributed errors groups kernels laws losses mining mutants \
              pitfalls regions schedule selection selective situations soft torch) \
              tests/test_house.py::test_examples_of_the_core
 
 # One thread each: two on shared cores are many times slower. Nothing in the tests is downloaded.
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test test-all test-oldest check bench package clean
+.PHONY: help demo test test-all test-oldest check bench sanitize package clean
 
 help:
 	@echo 'make demo         install, train with the average loss and with the average top-k, compare (minutes)'
 	@echo 'make test         install, then what CI runs: lint, types, tests (under 10 minutes)'
-	@echo 'make test-all     that, and the slow tests, the package, the oldest torch (under 60 minutes)'
+	@echo 'make test-all     that, and the slow tests, sanitizers, the package, the oldest torch (under 60 minutes)'
 	@echo 'make test-oldest  the tests of the core with the oldest torch that is supported'
 	@echo 'make bench        the benchmarks and the table of peers'
 	@echo 'make clean        remove what these made'
@@ -47,6 +48,7 @@ $(OLDEST)/installed: $(SETTINGS)
 	$(PYTHON) -m venv $(OLDEST)
 	grep -v -E '^(setuptools|torch)' constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --constraint $(OLDEST)/constraints.txt torch==2.11.0 hypothesis numpy pytest scipy
+	$(OLDEST)/bin/pip install --no-deps --editable .
 	touch $@
 
 # The main job on real data: 5000 handwritten digits that come with an extra. It trains anew each time: the numbers are
@@ -69,10 +71,14 @@ check: .venv/installed-dev
 # Every test, with more random batches for each law; what needs a GPU is skipped, and listed, where there is none.
 test-all: .venv/installed-dev check
 	$(TEST_ENV) TOPKLOSS_HYPOTHESIS=thorough $(BIN)/pytest
-	$(MAKE) package test-oldest
+	$(MAKE) sanitize package test-oldest
 
 test-oldest: $(OLDEST)/installed
-	$(TEST_ENV) PYTHONPATH=src $(OLDEST)/bin/python -m pytest $(CORE_TESTS)
+	$(TEST_ENV) $(OLDEST)/bin/python -m pytest $(CORE_TESTS)
+
+# The tests of the native kernels, with the compiler's own checks of every address and every sum.
+sanitize: .venv/installed-dev
+	$(BIN)/python scripts/sanitize.py
 
 package: .venv/installed-dev
 	$(BIN)/python scripts/check_package.py

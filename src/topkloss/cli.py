@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _predict(arguments)
         elif arguments.command == "export":
             _export(arguments.run, arguments.out)
+        elif arguments.command == "doctor":
+            _doctor()
         else:
             _inspect(arguments)
         sys.stdout.flush()
@@ -155,6 +157,12 @@ def _export(run: Path, out: Path) -> None:
     print(f"results: {exported.path}")
 
 
+def _doctor() -> None:
+    from topkloss.doctor import report
+
+    print(report())
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from topkloss.report.losses import inspect, text
 
@@ -223,6 +231,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .onnx or .pt2")
     _add_inspect(commands.add_parser("inspect", parents=[common], help="choose a fraction", allow_abbrev=False))
+    commands.add_parser(
+        "doctor", parents=[common], help="say which kernels serve, and what is installed", allow_abbrev=False
+    )
     return parser
 
 

@@ -28,6 +28,7 @@ struct VectorOf<float> {
   typedef float Reals __attribute__((vector_size(TOPKLOSS_VECTOR)));
   typedef int32_t Int;
   typedef int32_t Ints __attribute__((vector_size(TOPKLOSS_VECTOR)));
+  typedef uint32_t Words __attribute__((vector_size(TOPKLOSS_VECTOR)));
 };
 
 template <>
@@ -35,12 +36,15 @@ struct VectorOf<double> {
   typedef double Reals __attribute__((vector_size(TOPKLOSS_VECTOR)));
   typedef int64_t Int;
   typedef int64_t Ints __attribute__((vector_size(TOPKLOSS_VECTOR)));
+  typedef uint64_t Words __attribute__((vector_size(TOPKLOSS_VECTOR)));
 };
 
 template <typename Real>
 using Reals = typename VectorOf<Real>::Reals;
 template <typename Real>
 using Ints = typename VectorOf<Real>::Ints;
+template <typename Real>
+using Words = typename VectorOf<Real>::Words;  // these wrap around
 template <typename Real>
 using Int = typename VectorOf<Real>::Int;
 template <typename Real>
@@ -78,7 +82,7 @@ inline Reals<float> exp_of(Reals<float> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + (r + 1.0f);
-  const Ints<float> exponent = bits_as<Ints<float>>(shifted) + (127 - 0x4b400000);
+  const Words<float> exponent = bits_as<Words<float>>(shifted) - (0x4b400000u - 127u);
   const Reals<float> y = p * bits_as<Reals<float>>(exponent << 23);
   return x < -87.0f ? Reals<float>{} : y;
 }
@@ -101,7 +105,7 @@ inline Reals<double> exp_of(Reals<double> x) {
   p = p * r + 1.0 / 6.0;
   p = p * r + 0.5;
   p = p * (r * r) + (r + 1.0);
-  const Ints<double> exponent = bits_as<Ints<double>>(shifted) + (1023 - 0x4338000000000000);
+  const Words<double> exponent = bits_as<Words<double>>(shifted) - (uint64_t{0x4338000000000000} - 1023u);
   const Reals<double> y = p * bits_as<Reals<double>>(exponent << 52);
   return x < -708.0 ? Reals<double>{} : y;
 }
