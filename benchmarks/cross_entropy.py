@@ -60,7 +60,7 @@ def measure(
         for name, provider in asked.items():
             check(name, provider, problem, fraction)
         ways = {name: _seconds(provider, problem, fraction) for name, provider in asked.items()}
-        if fraction == 1:
+        if problem.logits.numel() > SMALL:
             ways |= _copies(problem)
         if native_providers():
             ways["native, gradient buffer kept"] = _seconds_in_kept_buffer(problem, fraction)
@@ -168,9 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if math.prod(asked.shape) // asked.shape[1] < 40:
         parser.error("argument --shape: 40 elements at least, so that every fraction is a whole number of them.")
     problem = Problem.of(asked.shape, getattr(torch, asked.dtype))
-    rows = measure(problem, asked.turns, compiles=not asked.no_compile, fractions=asked.fractions)
-    print("\n".join(line(row) for row in rows))
-    write(rows, asked.ledger)
+    for fraction in asked.fractions:
+        rows = measure(problem, asked.turns, compiles=not asked.no_compile, fractions=[fraction])
+        print("\n".join(line(row) for row in rows), flush=True)
+        write(rows, asked.ledger)
 
 
 if __name__ == "__main__":

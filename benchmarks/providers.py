@@ -107,14 +107,14 @@ class Problem:
         return self.logits.double().softmax(1).scatter_add_(1, own, -torch.ones_like(own, dtype=torch.float64))
 
     def expected(self, fraction: float) -> tuple[float, Tensor, Tensor]:
-        """The value; the weights; and whose weight rounding cannot change: what is two ranks off, and 1e-5."""
+        """The value; the weights; and whose weight rounding cannot change: what is two ranks off, and a margin."""
         k = self.k(fraction)
         ordered = self.losses.flatten().sort(descending=True).values
         weights = torch.where(self.losses >= ordered[k - 1], 1 / k, 0.0)
         if k == self.counted:
             return float(ordered[:k].mean()), weights, self.targets != IGNORED
         above, below = ordered[max(k - 3, 0)], ordered[min(k + 2, self.counted - 1)]
-        margin = 1e-5 * (1 + float(ordered[k - 1]))
+        margin = (1e-5 if self.logits.dtype == torch.float32 else 1e-2) * (1 + float(ordered[k - 1]))
         sure = (self.losses > above + margin) | ((self.losses < below - margin) & (self.targets != IGNORED))
         return float(ordered[:k].mean()), weights, sure
 
@@ -215,7 +215,7 @@ def _loop(outputs: Tensor, targets: Tensor, k: int) -> Tensor:
 
 
 def _peers(problem: Problem) -> dict[str, Provider]:
-    """Other packages, each asked for the same elements: those that take no ignored target into account by a share."""
+    """Other packages, each asked for the same elements, of what it can compute with."""
     n = problem.targets.numel()
     found: dict[str, Provider] = {}
     if version_of("nnunetv2"):
@@ -230,7 +230,7 @@ def _peers(problem: Problem) -> dict[str, Provider]:
             return criterion(fraction)(outputs, targets.unsqueeze(1))  # type: ignore[no-any-return]
 
         found["nnU-Net TopKLoss"] = Provider(nnunet)
-    if version_of("sqwash"):
+    if version_of("sqwash") and problem.logits.dtype == torch.float32:
         reduce = importlib.import_module("sqwash").reduce_superquantile
 
         def sqwash(outputs: Tensor, targets: Tensor, fraction: float) -> Tensor:

@@ -244,7 +244,7 @@ def test_the_batches_let_the_threshold_decide_and_the_floor() -> None:
 
 
 def require(distribution: str, version: str) -> None:
-    if peers._version(distribution) != version:
+    if peers.version_of(distribution) != version:
         pytest.skip(f"{distribution} {version} is not installed (extra `bench`)")
 
 
