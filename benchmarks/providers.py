@@ -39,7 +39,7 @@ KERNEL = "top-k cross-entropy"
 BASELINE = "F.cross_entropy, mean"
 COMPILED = "F.cross_entropy, mean, compiled"
 COPY, FRESH_COPY = "copy of the logits", "copy into fresh memory"
-IGNORED = 255
+IGNORED = -100  # no class, however many there are
 SHARE_IGNORED = 0.05
 
 # Up to so many logits, the choice by size and the loop over samples are measured, and memory is not followed.
@@ -102,9 +102,9 @@ class Problem:
 
     @cached_property
     def slopes(self) -> Tensor:
-        """The gradient of each element's own loss, in float64."""
+        """The gradient of each element's own loss: computed in float64, kept in float32."""
         own = self.targets.masked_fill(self.targets == IGNORED, 0).unsqueeze(1)
-        return self.logits.double().softmax(1).scatter_add_(1, own, -torch.ones_like(own, dtype=torch.float64))
+        return self.logits.double().softmax(1).scatter_add_(1, own, -torch.ones_like(own, dtype=torch.float64)).float()
 
     def expected(self, fraction: float) -> tuple[float, Tensor, Tensor]:
         """The value; the weights; and whose weight rounding cannot change: what is two ranks off, and a margin."""

@@ -50,21 +50,22 @@ def of_cross_entropy(rows: Rows) -> str:
 
 
 def of_roofline(rows: Rows) -> str:
-    """How far from what the memory can do, at 30 %."""
+    """How far from what the memory can do, at 30 %, or else at the next fraction at which a copy was timed."""
     ways = ("native", "native, gradient buffer kept", "native, in place")
-    lines = [f"{'':<44}{'copy':>10}{'least':>10}" + "".join(f"{name:>30}" for name in ways)]
-    chosen = [row for row in rows if row.kernel == KERNEL and row.fraction == 0.3]
+    lines = [f"{'':<62}{'copy':>10}{'least':>10}" + "".join(f"{name:>30}" for name in ways)]
+    chosen = [row for row in rows if row.kernel == KERNEL]
     for group in _groups(chosen, lambda row: (-row.size, row.input, row.mode, row.threads, row.device)):
-        own = {row.provider: row for row in group}
-        if COPY not in own or "native" not in own:
+        copied = sorted({row.fraction for row in group if row.provider == COPY} - {0.1})
+        own = {row.provider: row for row in group if row.fraction == copied[0]} if copied else {}
+        if "native" not in own:
             continue
         first = group[0]
         least = own[COPY].median * _moved(first) / (2 * _bytes(first))
         mode = first.mode.removeprefix(PLAIN_MODE)
-        name = f"{first.input}, {_threads(first)}{mode}"
+        name = f"{first.input}, {copied[0]:.0%}, {_threads(first)}{mode}".replace("%", " %")
         cells = [f"{_ms(own[way].median)} ms, {own[way].median / least:.1f} x" if way in own else "-" for way in ways]
         fresh = f"{_ms(own[COPY].median)} ms"
-        lines.append(f"{name:<44}{fresh:>10}{_ms(least) + ' ms':>10}" + "".join(f"{cell:>30}" for cell in cells))
+        lines.append(f"{name:<62}{fresh:>10}{_ms(least) + ' ms':>10}" + "".join(f"{cell:>30}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import average_top_k, cross_entropy, kth_largest, providers, speed
+from benchmarks import average_top_k, cross_entropy, instructions, kth_largest, providers, speed
 from benchmarks.cases import BASELINE, FRACTIONS, cases
 from benchmarks.ledger import LEDGER, Row, read, rows_of, take_turns, write
 from benchmarks.measure import Memory, peak_of
@@ -131,7 +131,9 @@ def test_the_kept_buffer_holds_the_gradient(monkeypatch: pytest.MonkeyPatch) -> 
     step(problem.logits.clone())
     step(problem.logits.clone())
     leaf = problem.logits.clone().requires_grad_()
-    average_top_k_cross_entropy(leaf, problem.targets, fraction=0.3, ignore_index=255, backend="torch").backward()
+    average_top_k_cross_entropy(
+        leaf, problem.targets, fraction=0.3, ignore_index=providers.IGNORED, backend="torch"
+    ).backward()
     assert given[0] is given[1]
     assert leaf.grad is not None
     assert torch.allclose(given[0].view_as(leaf), leaf.grad, atol=1e-7)
@@ -220,6 +222,21 @@ def test_peak_memory_inside_of_an_operator_is_seen() -> None:
     step("native")
     of_logits, of_scores = 4 * logits.numel(), 4 * targets.numel()
     assert of_logits + of_scores <= peak_of(lambda: step("native")) < of_logits + 2.1 * of_scores
+
+
+# instructions
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(instructions.why_not() != "", reason=instructions.why_not())
+def test_the_kernels_take_no_more_instructions() -> None:
+    assert 1 < instructions.count() <= instructions.LIMIT
+
+
+def test_instructions_of_other_objects_and_of_calls_are_left_out() -> None:
+    report = "ob=(1) /ours.so\nfn=(1) f\n10 5\n+2 7\ncob=(2) /other.so\ncfn=(2) g\ncalls=1 3\n+1 1000\n* 1\n"
+    report += "ob=(2)\nfn=(2)\n3 1000\nob=(1)\nfn=(3) h\n-4 20\ntotals: 1033\n"
+    assert instructions._inside(report, "/ours.so") == 5 + 7 + 1 + 20
 
 
 # the page
