@@ -19,6 +19,9 @@ CORE_TESTS = $(patsubst %,tests/test_%.py,choose criterion distributed errors gr
 # One thread each: two on shared cores are many times slower. Nothing in the tests is downloaded.
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
+# What the cross-entropy is measured on: images, volumes, rows; and small inputs.
+SHAPES = 2x19x512x1024 1x150x512x512 2x4x128x128x128 4096x1000 65536x10 100x10 1000x10 3000x10 10000x10
+
 .PHONY: help demo test test-all test-oldest check bench sanitize package clean
 
 help:
@@ -86,6 +89,11 @@ package: .venv/installed-dev
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.peers --readme README.md
 	$(BIN)/python -m benchmarks.average_top_k
+	$(BIN)/python -m benchmarks.kth_largest
+	for shape in $(SHAPES); do $(BIN)/python -m benchmarks.cross_entropy --shape $$(echo $$shape | tr x ' ') || exit 1; done
+	$(BIN)/python -m benchmarks.cross_entropy --dtype bfloat16
+	$(BIN)/python -m benchmarks.cross_entropy --keep-pages
+	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.selective
 	$(BIN)/python -m benchmarks.accumulation

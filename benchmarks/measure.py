@@ -5,14 +5,16 @@ from __future__ import annotations
 import statistics
 import subprocess
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Memory", "commit", "spread"]
+__all__ = ["Memory", "commit", "peak_of", "spread"]
 
 
 def spread(values: list[float]) -> list[float]:
@@ -48,6 +50,23 @@ class Memory(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.now -= size
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    """Bytes that torch's allocator for the CPU holds at most above what it held before, operators of any kind included.
+
+    `Memory` sees operators from outside only. What a kernel takes without torch, some KiB of scratch for each thread,
+    is seen by neither.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        kept = run()
+    now = most = 0
+    for event in watched.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    del kept
+    return most
 
 
 def commit() -> str:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from benchmarks.situations import IGNORED, SITUATIONS, Situation, average_of_largest, through_network
 
-__all__ = ["ADAPTERS", "Row", "measure", "read", "render", "replace_block", "write"]
+__all__ = ["ADAPTERS", "Row", "measure", "mmseg_loss_file", "read", "render", "replace_block", "version_of", "write"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CSV = ROOT / "benchmarks" / "peers.csv"
@@ -112,7 +112,7 @@ def load_nnunet() -> Ask:
 
 def load_mmseg_loss() -> Ask:
     """``OhemCrossEntropy`` with its own threshold, .7; `min_kept` is the number asked for."""
-    module = _mmseg_loss_file("ohem_cross_entropy_loss")
+    module = mmseg_loss_file("ohem_cross_entropy_loss")
 
     def ask(situation: Situation, logits: Tensor) -> Answer:
         kept = max(1, _whole(situation.k))
@@ -124,7 +124,7 @@ def load_mmseg_loss() -> Ask:
 
 def load_mmseg_sampler(threshold: float | None) -> Ask:
     """``OHEMPixelSampler``, and mmseg's ``CrossEntropyLoss`` weighted by it, as its decode heads do."""
-    cross_entropy = _mmseg_loss_file("cross_entropy_loss").CrossEntropyLoss()
+    cross_entropy = mmseg_loss_file("cross_entropy_loss").CrossEntropyLoss()
     sampler_type = importlib.import_module("mmseg.structures.sampler").OHEMPixelSampler
     head = types.SimpleNamespace(ignore_index=IGNORED, loss_decode=cross_entropy)
 
@@ -172,7 +172,7 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
-def _mmseg_loss_file(name: str) -> types.ModuleType:
+def mmseg_loss_file(name: str) -> types.ModuleType:
     """One of mmseg's own loss files.
 
     ``mmseg.models`` and ``mmseg.models.losses`` import mmcv's compiled operators, for which no wheel fits
@@ -286,7 +286,7 @@ def _instead(value: float, expected: float) -> str:
 def measure(peer: str) -> list[Row]:
     """One peer in every situation, in this process."""
     adapter = ADAPTERS[peer]
-    version = _version(adapter.distribution)
+    version = version_of(adapter.distribution)
     if version is None:
         return _rows(peer, "", NOT_INSTALLED)
     try:
@@ -317,7 +317,8 @@ def _rows(peer: str, version: str, outcome: str) -> list[Row]:
     return [Row(peer, version, build().name, "", "", "", outcome, _torch_version()) for build in SITUATIONS]
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """What is installed; None where it is not."""
     if distribution == OURS:  # may run from the checkout, where pip knows no version
         return str(importlib.import_module("topkloss").__version__)
     try:
@@ -332,7 +333,7 @@ def _torch_version() -> str:
 
 def measure_apart(peer: str) -> list[Row]:
     """`measure` in a process of its own."""
-    version = _version(ADAPTERS[peer].distribution) or ""
+    version = version_of(ADAPTERS[peer].distribution) or ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.csv"
         arguments = ["-m", "benchmarks.peers", "--only", peer, "--csv", str(path)]

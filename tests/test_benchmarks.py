@@ -1,18 +1,71 @@
-"""The benchmark, at toy size: it checks before it times, and its ledger has a line for each case."""
+"""The benchmarks of speed, at toy size: they check before they time; and their ledger, and the page that states it."""
 
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import average_top_k
-from benchmarks.average_top_k import LEDGER, Row, main
+from benchmarks import average_top_k, cross_entropy, instructions, kth_largest, providers, speed
 from benchmarks.cases import BASELINE, FRACTIONS, cases
-from benchmarks.measure import Memory
+from benchmarks.ledger import LEDGER, Row, read, rows_of, take_turns, write
+from benchmarks.measure import Memory, peak_of
+from benchmarks.providers import Problem, Provider
+from topkloss import average_top_k_cross_entropy
+from topkloss.kernels import native
+
+README = Path(__file__).parent.parent / "README.md"
+
+needs_native = pytest.mark.skipif(not native.is_available(), reason="the native kernels were not built")
+
+
+# the ledger
+
+
+def row_of(**changed: object) -> Row:
+    (row,) = rows_of(
+        {"a": [1.0, 2.0, 3.0]}, baseline="a", kernel="k", mode="m", input="i", size=1, fraction=0.5, peaks={}
+    )
+    return replace(row, **changed)  # type: ignore[arg-type]
+
+
+def test_a_newer_row_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    write([row_of(median=1.0), row_of(size=2)], path)
+    write([row_of(median=5.0)], path)
+    assert [(row.size, row.median) for row in read(path)] == [(1, 5.0), (2, 2000.0)]
+
+
+def test_ratios_are_to_the_baseline_of_the_same_turn() -> None:
+    times = {"base": [1.0, 2.0, 4.0], "twice": [2.0, 4.0, 8.0]}
+    given = {"kernel": "k", "mode": "m", "input": "i", "size": 1, "fraction": 0.5}
+    base, twice = rows_of(times, baseline="base", peaks={"twice": 3}, **given)  # type: ignore[arg-type]
+    assert (twice.ratio, twice.ratio_low, twice.ratio_high) == (2, 2, 2)
+    assert (base.median, twice.median) == (2000, 4000)
+    assert (base.peak, twice.peak) == (-1, 3)
+
+
+def test_ways_take_turns() -> None:
+    order = []
+    ways = {name: lambda name=name: order.append(name) or 0.0 for name in "ab"}  # type: ignore[misc,func-returns-value]
+    assert take_turns(ways, 2) == {"a": [0, 0], "b": [0, 0]}
+    assert order == ["a", "b", "a", "b"]
+
+
+def test_the_committed_ledger_can_be_read() -> None:
+    with LEDGER.open(newline="", encoding="utf-8") as file:
+        assert csv.DictReader(file).fieldnames == [field.name for field in fields(Row)]
+    rows = read()
+    assert {row.kernel for row in rows} == {average_top_k.KERNEL, kth_largest.KERNEL, providers.KERNEL}
+    assert len({row.key for row in rows}) == len(rows)
+
+
+# average_top_k
 
 
 def test_every_provider_gives_the_expected_answer() -> None:
@@ -20,17 +73,14 @@ def test_every_provider_gives_the_expected_answer() -> None:
         assert case.value(case.losses).item() == pytest.approx(case.expected, rel=1e-5)
 
 
-def test_the_ledger_grows_by_a_line_for_each_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ledger = tmp_path / "ledger.csv"
-    for times in (1, 2):
-        main(["--size", "1000", "--turns", "3", "--ledger", str(ledger)])
-        with ledger.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert len(rows) == times * len(cases(10))
-    assert {float(row["fraction"]) for row in rows} == set(FRACTIONS)
-    assert all(float(row["ratio"]) == 1 for row in rows if row["provider"] == BASELINE)
-    assert all(float(row["median"]) > 0 and float(row["peak"]) > 0 for row in rows)
-    assert capsys.readouterr().out.count("\n") == len(rows)
+def test_average_top_k_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = tmp_path / "results.csv"
+    average_top_k.main(["--size", "1000", "--turns", "3", "--ledger", str(ledger)])
+    rows = read(ledger)
+    assert len(rows) == len(cases(10)) == capsys.readouterr().out.count("\n")
+    assert {row.fraction for row in rows} == set(FRACTIONS)
+    assert all(row.ratio == 1 for row in rows if row.provider == BASELINE)
+    assert all(row.median > 0 and row.peak > 0 for row in rows)
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +88,108 @@ def test_a_wrong_answer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(average_top_k, "cases", lambda n: wrong)
     with pytest.raises(AssertionError):
         average_top_k.measure(100, 1)
+
+
+# cross-entropy
+
+
+@pytest.mark.parametrize("shape", ["200 10", "2 5 8 8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cross_entropy_at_toy_size(shape: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = tmp_path / "results.csv"
+    asked = ["--shape", *shape.split(), "--dtype", dtype, "--turns", "3", "--no-compile", "--ledger", str(ledger)]
+    cross_entropy.main(asked)
+    rows = read(ledger)
+    problem = Problem.of([int(size) for size in shape.split()], getattr(torch, dtype))
+    expected = {*providers.providers(problem, compiles=False)}
+    expected |= {"native, gradient buffer kept"} if native.is_available() else set()
+    assert {row.provider for row in rows if row.fraction == 0.3} == expected
+    assert {row.fraction for row in rows} == set(cross_entropy.FRACTIONS)
+    assert all(row.ratio == 1 for row in rows if row.provider == providers.BASELINE)
+    assert capsys.readouterr().out.count("\n") == len(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile reads of outputs that are no leaves
+def test_what_torch_compiles_is_right() -> None:
+    problem = Problem.of((2, 5, 8, 8), torch.float32)
+    for name, provider in providers.providers(problem, compiles=True).items():
+        cross_entropy.check(name, provider, problem, 0.3)
+
+
+@needs_native
+def test_the_kept_buffer_holds_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.of((2, 5, 8, 8), torch.float32)
+    given: list[torch.Tensor] = []
+    find = native.gradient
+
+    def watched(*tensors: torch.Tensor, out: torch.Tensor, **more: Any) -> None:
+        given.append(out)
+        find(*tensors, out=out, **more)
+
+    monkeypatch.setattr(native, "gradient", watched)
+    step = providers.in_kept_buffer(problem, 0.3)
+    step(problem.logits.clone())
+    step(problem.logits.clone())
+    leaf = problem.logits.clone().requires_grad_()
+    average_top_k_cross_entropy(
+        leaf, problem.targets, fraction=0.3, ignore_index=providers.IGNORED, backend="torch"
+    ).backward()
+    assert given[0] is given[1]
+    assert leaf.grad is not None
+    assert torch.allclose(given[0].view_as(leaf), leaf.grad, atol=1e-7)
+
+
+FLAWS = {
+    "value": lambda loss, x: loss * 1.01,
+    "gradient": lambda loss, x: loss + (x - x.detach()).mean() * 0.05,
+    "not finite": lambda loss, x: loss + 0 * (x - x.detach()).sqrt().sum().nan_to_num(),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_wrong_cross_entropy_is_not_timed(flaw: str) -> None:
+    problem = Problem.of((200, 10), torch.float32)
+    right = providers.providers(problem, compiles=False)["cross-entropy, topk, mean"]
+    cross_entropy.check("right", right, problem, 0.3)
+    wrong = Provider(lambda x, y, f: FLAWS[flaw](right.value(x, y, f), x))
+    with pytest.raises(AssertionError):
+        cross_entropy.check("wrong", wrong, problem, 0.3)
+
+
+def test_another_selection_is_not_timed() -> None:
+    problem = Problem.of((200, 10), torch.float32)
+    right = providers.providers(problem, compiles=False)["cross-entropy, topk, mean"]
+    with pytest.raises(AssertionError):
+        cross_entropy.check("wrong", Provider(lambda x, y, f: right.value(x, y, f + 0.05)), problem, 0.3)
+
+
+def test_an_allocator_that_keeps_its_pages_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert cross_entropy.mode() == "forward + backward"
+    monkeypatch.setenv("GLIBC_TUNABLES", cross_entropy.KEEPING_PAGES)
+    assert cross_entropy.mode() == "forward + backward, pages kept"
+
+
+# the k-th largest
+
+
+def test_kth_largest_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = tmp_path / "results.csv"
+    kth_largest.main(["--sizes", "100", "12000", "--turns", "2", "--ledger", str(ledger)])
+    rows = read(ledger)
+    known = 2 * len(kth_largest.DISTRIBUTIONS) * len(kth_largest.FRACTIONS) * len(kth_largest.ways("random", 1))
+    assert len(rows) == known - len(kth_largest.FRACTIONS)  # of the long reversed, without kthvalue
+    assert capsys.readouterr().out.count("\n") == len(rows)
+
+
+def test_another_number_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kth_largest, "ways", lambda *_: {"torch.topk": lambda x, k: float(x.min())})
+    with pytest.raises(AssertionError):
+        kth_largest.measure("random", 100, 2)
+
+
+# memory
 
 
 def test_memory_is_followed() -> None:
@@ -51,8 +203,54 @@ def test_memory_is_followed() -> None:
     assert memory.most == 2 * 2**20
 
 
-def test_the_committed_ledger_can_be_read() -> None:
-    with LEDGER.open(newline="") as file:
-        reader = csv.DictReader(file)
-        assert reader.fieldnames == [field.name for field in fields(Row)]
-        assert list(reader)
+def test_peak_memory_is_what_was_held_at_once() -> None:
+    def run() -> torch.Tensor:
+        first = torch.zeros(2**18)
+        del first
+        return torch.zeros(2**18) + torch.zeros(2**18)  # 1 MiB each, and 1 for the sum
+
+    assert peak_of(run) == pytest.approx(3 * 2**20, rel=1e-3)
+
+
+@needs_native
+def test_peak_memory_inside_of_an_operator_is_seen() -> None:
+    logits, targets = torch.randn(4, 8, 64, 64, requires_grad=True), torch.randint(8, (4, 64, 64))
+
+    def step(backend: str) -> object:
+        loss = average_top_k_cross_entropy(logits, targets, fraction=0.3, backend=backend)  # type: ignore[arg-type]
+        return torch.autograd.grad(loss, logits)
+
+    step("native")
+    of_logits, of_scores = 4 * logits.numel(), 4 * targets.numel()
+    assert of_logits + of_scores <= peak_of(lambda: step("native")) < of_logits + 2.1 * of_scores
+
+
+# instructions
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(instructions.why_not() != "", reason=instructions.why_not())
+def test_the_kernels_take_no_more_instructions() -> None:
+    assert 1 < instructions.count() <= instructions.LIMIT
+
+
+def test_instructions_of_other_objects_and_of_calls_are_left_out() -> None:
+    report = "ob=(1) /ours.so\nfn=(1) f\n10 5\n+2 7\ncob=(2) /other.so\ncfn=(2) g\ncalls=1 3\n+1 1000\n* 1\n"
+    report += "ob=(2)\nfn=(2)\n3 1000\nob=(1)\nfn=(3) h\n-4 20\ntotals: 1033\n"
+    assert instructions._inside(report, "/ours.so") == 5 + 7 + 1 + 20
+
+
+# the page
+
+
+def test_the_page_states_what_was_measured(tmp_path: Path) -> None:
+    page = speed.PAGE.read_text(encoding="utf-8")
+    assert speed.renewed(page, read()) == page
+    assert speed.sentence(read()) in " ".join(README.read_text(encoding="utf-8").split())
+    speed.draw(read(), tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_page_without_the_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("<!-- cross-entropy:begin -->")):
+        speed.renewed("no markers", read())

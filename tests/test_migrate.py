@@ -244,7 +244,7 @@ def test_the_batches_let_the_threshold_decide_and_the_floor() -> None:
 
 
 def require(distribution: str, version: str) -> None:
-    if peers._version(distribution) != version:
+    if peers.version_of(distribution) != version:
         pytest.skip(f"{distribution} {version} is not installed (extra `bench`)")
 
 
@@ -364,7 +364,7 @@ def mmseg_ohem(min_kept: int, **arguments: Any) -> Callable[[Tensor, Tensor], Te
     row = TABLE["mmseg OhemCrossEntropy"]
     require("mmsegmentation", row.version)
     assert row.before == "OhemCrossEntropy(ignore_label=255, thres=0.7, min_kept=100_000)"
-    module = peers._mmseg_loss_file("ohem_cross_entropy_loss")
+    module = peers.mmseg_loss_file("ohem_cross_entropy_loss")
     criterion: Callable[[Tensor, Tensor], Tensor] = module.OhemCrossEntropy(
         ignore_label=IGNORED, thres=0.7, min_kept=min_kept, **arguments
     )
@@ -422,7 +422,7 @@ def test_mmseg_ohem_does_not_divide_by_the_class_weights() -> None:
 def mmseg_sampler(threshold: float | None, per_image: int) -> Callable[[Tensor, Tensor], Tensor]:
     row = TABLE["mmseg OHEMPixelSampler"]
     require("mmsegmentation", row.version)
-    cross_entropy = peers._mmseg_loss_file("cross_entropy_loss").CrossEntropyLoss()
+    cross_entropy = peers.mmseg_loss_file("cross_entropy_loss").CrossEntropyLoss()
     head = types.SimpleNamespace(ignore_index=IGNORED, loss_decode=cross_entropy)
     samplers = pytest.importorskip("mmseg.structures.sampler")
     sampler = samplers.OHEMPixelSampler(head, thresh=threshold, min_kept=per_image)

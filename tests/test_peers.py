@@ -308,7 +308,7 @@ def test_ours_is_right(build: Callable[[], Situation]) -> None:
 @pytest.mark.parametrize("peer", ADAPTERS)
 def test_a_peer_still_does_what_the_ledger_says(peer: str) -> None:
     ledger = [row for row in peers.read() if row.peer == peer]
-    installed = peers._version(ADAPTERS[peer].distribution)
+    installed = peers.version_of(ADAPTERS[peer].distribution)
     if peer != peers.OURS and installed != ledger[0].version:
         pytest.skip(f"{peer} {ledger[0].version} is not installed (extra `bench`)")
     outcomes = [replace(row, version="", torch="", value="") for row in peers.measure_apart(peer)]

@@ -68,11 +68,14 @@ class Library(NamedTuple):
 
 
 def _open() -> Library | None:
-    """The library; None where it was not built."""
+    """The library; None where it was not built, or was built for another system and cannot be opened."""
     spec = importlib.util.find_spec("topkloss.kernels._native")
     if spec is None or spec.origin is None:
         return None
-    functions = ctypes.CDLL(spec.origin)
+    try:
+        functions = ctypes.CDLL(spec.origin)
+    except OSError:
+        return None
     functions.topkloss_vectors.restype = c_char_p
     functions.topkloss_shares_openmp.restype = c_int
     functions.topkloss_cross_entropy.argtypes = (POINTER(Logits), c_void_p, c_void_p, POINTER(Found))

@@ -212,11 +212,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     logits, targets, _, mass, class_weight, *_, smoothing, use_native = inputs
     _, scores, rule = output
     ctx.mark_non_differentiable(scores, rule)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, targets, mass, class_weight, scores, rule)
     ctx.settings = (smoothing, use_native)
 
 
 def _differentiate(ctx: Any, slope: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    if slope is None:
+        return (None,) * 10
     return _backward(slope, *ctx.saved_tensors, *ctx.settings), *(None,) * 9
 
 

@@ -1,0 +1,265 @@
+"""Who computes the cross-entropy of the hardest elements: this library, plain torch, and other people's own code."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.peers import mmseg_loss_file, version_of
+from topkloss import average_top_k_cross_entropy
+from topkloss.kernels import native, operators
+
+__all__ = [
+    "BASELINE",
+    "COMPILED",
+    "COPY",
+    "FRESH_COPY",
+    "IGNORED",
+    "KERNEL",
+    "SMALL",
+    "Problem",
+    "Provider",
+    "in_kept_buffer",
+    "native_providers",
+    "providers",
+]
+
+KERNEL = "top-k cross-entropy"
+BASELINE = "F.cross_entropy, mean"
+COMPILED = "F.cross_entropy, mean, compiled"
+COPY, FRESH_COPY = "copy of the logits", "copy into fresh memory"
+IGNORED = -100  # no class, however many there are
+SHARE_IGNORED = 0.05
+
+# Up to so many logits, the choice by size and the loop over samples are measured, and memory is not followed.
+SMALL = 200_000
+
+Value = Callable[[Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Logits and targets, and the right answers in float64.
+
+    Attributes:
+        logits: Shape (N, C) or (N, C, d1, ...).
+        targets: Classes, `IGNORED` for about one in twenty: so that every fraction counts a whole number of elements,
+            and of each of two images.
+    """
+
+    logits: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, shape: Sequence[int], dtype: torch.dtype) -> Problem:
+        """Normal logits, of which the target's are larger: easy elements and hard ones, as in a trained network."""
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(*shape, generator=generator)
+        places = (shape[0], *shape[2:])
+        targets = torch.randint(shape[1], places, generator=generator)
+        logits.mul_(2).scatter_add_(1, targets.unsqueeze(1), 6 * torch.rand(places, generator=generator).unsqueeze(1))
+        n = targets.numel()
+        counted = int(n * (1 - SHARE_IGNORED)) // 20 * 20
+        left_out = torch.randperm(n, generator=generator)[: n - counted]
+        targets.view(-1)[left_out] = IGNORED
+        return cls(logits.to(dtype), targets)
+
+    @property
+    def name(self) -> str:
+        """As the ledger has it."""
+        return f"{' x '.join(map(str, self.logits.shape))} {str(self.logits.dtype).removeprefix('torch.')}"
+
+    @cached_property
+    def counted(self) -> int:
+        """How many elements are not ignored."""
+        return int((self.targets != IGNORED).sum())
+
+    def k(self, fraction: float) -> int:
+        """How many elements are averaged."""
+        return round(fraction * self.counted)
+
+    def outputs(self) -> Tensor:
+        """The logits as a network hands them over: written anew, in need of a gradient, no leaf."""
+        return _Network.apply(torch.zeros((), requires_grad=True), self.logits)  # type: ignore[no-any-return]
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """In float64; -inf where ignored."""
+        own = self.targets.masked_fill(self.targets == IGNORED, 0)
+        losses = F.cross_entropy(self.logits.double(), own, reduction="none")
+        return losses.masked_fill(self.targets == IGNORED, -torch.inf)
+
+    @cached_property
+    def slopes(self) -> Tensor:
+        """The gradient of each element's own loss: computed in float64, kept in float32."""
+        own = self.targets.masked_fill(self.targets == IGNORED, 0).unsqueeze(1)
+        return self.logits.double().softmax(1).scatter_add_(1, own, -torch.ones_like(own, dtype=torch.float64)).float()
+
+    def expected(self, fraction: float) -> tuple[float, Tensor, Tensor]:
+        """The value; the weights; and whose weight rounding cannot change: what is two ranks off, and a margin."""
+        k = self.k(fraction)
+        ordered = self.losses.flatten().sort(descending=True).values
+        weights = torch.where(self.losses >= ordered[k - 1], 1 / k, 0.0)
+        if k == self.counted:
+            return float(ordered[:k].mean()), weights, self.targets != IGNORED
+        above, below = ordered[max(k - 3, 0)], ordered[min(k + 2, self.counted - 1)]
+        margin = (1e-5 if self.logits.dtype == torch.float32 else 1e-2) * (1 + float(ordered[k - 1]))
+        sure = (self.losses > above + margin) | ((self.losses < below - margin) & (self.targets != IGNORED))
+        return float(ordered[:k].mean()), weights, sure
+
+
+class _Network(torch.autograd.Function):
+    """Stands for what computes the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, logits: Tensor) -> Tensor:
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.new_zeros(()), None
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Who computes, and what of.
+
+    Attributes:
+        value: From outputs, targets and a fraction to the loss.
+        averages_all: Whether the loss is the plain mean, whatever the fraction.
+        divides_by_all: Whether the sum is divided by the number of all elements, selected or not.
+    """
+
+    value: Value
+    averages_all: bool = False
+    divides_by_all: bool = False
+
+    def scale(self, problem: Problem, fraction: float) -> float:
+        """What the loss is of the average of the selected."""
+        return problem.k(fraction) / problem.targets.numel() if self.divides_by_all else 1.0
+
+
+def providers(problem: Problem, *, compiles: bool) -> dict[str, Provider]:
+    """Who is there, and fit for the problem; the baseline first."""
+    found = {BASELINE: Provider(_plain, averages_all=True)}
+    found |= {name: Provider(value) for name, value in native_providers().items()}
+    found["torch"] = Provider(_ours(backend="torch"))
+    if problem.logits.numel() <= SMALL:
+        found["auto"] = Provider(_ours(backend="auto"))
+    found["cross-entropy, topk, mean"] = Provider(lambda x, y, f: _naive(x, y, problem.k(f)))
+    if compiles:
+        found[COMPILED] = Provider(torch.compile(_plain), averages_all=True)
+        naive = torch.compile(_naive)
+        found["cross-entropy, topk, mean, compiled"] = Provider(lambda x, y, f: naive(x, y, problem.k(f)))
+    found |= _peers(problem)
+    if problem.logits.dim() == 2 and problem.logits.numel() <= SMALL:
+        found["the notebook's loop"] = Provider(lambda x, y, f: _loop(x, y, problem.k(f)))
+    return found
+
+
+def native_providers() -> dict[str, Value]:
+    """The native kernels, where they are: as they are called, and in place."""
+    if not native.is_available():
+        return {}
+    return {"native": _ours(backend="native"), "native, in place": _ours(backend="native", inplace=True)}
+
+
+def in_kept_buffer(problem: Problem, fraction: float) -> Callable[[Tensor], None]:
+    """The native kernels, writing their gradient into memory that is there already; the caller gives the logits."""
+    kept = operators._by_places(torch.zeros_like(problem.logits))
+    targets = operators._like_places(problem.targets, kept)
+    asked = torch.tensor(fraction, dtype=torch.float64)
+
+    def step(logits: Tensor) -> None:
+        logits = operators._by_places(logits)
+        settings = (None, None, None, asked, True, IGNORED, 0.0, True)
+        _, scores, rule = torch.ops.topkloss.top_k_cross_entropy(logits, targets, *settings)
+        threshold, part, scale = rule.tolist()
+        weights = {"mass": None, "threshold": threshold, "part": part, "scale": scale}
+        native.gradient(logits, targets, scores, class_weight=None, smoothing=0.0, **weights, out=kept)
+
+    return step
+
+
+def _ours(**given: Any) -> Value:
+    return lambda x, y, f: average_top_k_cross_entropy(x, y, fraction=f, ignore_index=IGNORED, **given)
+
+
+def _plain(outputs: Tensor, targets: Tensor, fraction: float) -> Tensor:
+    return F.cross_entropy(outputs, targets, ignore_index=IGNORED)
+
+
+def _naive(outputs: Tensor, targets: Tensor, k: int) -> Tensor:
+    losses = F.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="none")
+    return torch.topk(losses.flatten(), k, sorted=False)[0].mean()
+
+
+def _loop(outputs: Tensor, targets: Tensor, k: int) -> Tensor:
+    """Sample by sample, as in the notebook."""
+    losses = []
+    for i in range(len(targets)):
+        if targets[i] != IGNORED:
+            losses.append(F.cross_entropy(outputs[i : i + 1], targets[i : i + 1]))
+    return torch.topk(torch.stack(losses), k)[0].mean()
+
+
+def _peers(problem: Problem) -> dict[str, Provider]:
+    """Other packages, each asked for the same elements, of what it can compute with."""
+    n = problem.targets.numel()
+    found: dict[str, Provider] = {}
+    if version_of("nnunetv2"):
+        top_k_loss = importlib.import_module("nnunetv2.training.loss.robust_ce_loss").TopKLoss
+
+        @functools.cache
+        def criterion(fraction: float) -> Any:
+            with warnings.catch_warnings(action="ignore"):  # it passes arguments that torch deprecates
+                return top_k_loss(ignore_index=IGNORED, k=100 * (problem.k(fraction) + 0.5) / n)
+
+        def nnunet(outputs: Tensor, targets: Tensor, fraction: float) -> Tensor:
+            return criterion(fraction)(outputs, targets.unsqueeze(1))  # type: ignore[no-any-return]
+
+        found["nnU-Net TopKLoss"] = Provider(nnunet)
+    if version_of("sqwash") and problem.logits.dtype == torch.float32:
+        reduce = importlib.import_module("sqwash").reduce_superquantile
+
+        def sqwash(outputs: Tensor, targets: Tensor, fraction: float) -> Tensor:
+            losses = F.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="none").flatten()
+            return reduce(losses, superquantile_tail_fraction=problem.k(fraction) / n)  # type: ignore[no-any-return]
+
+        found["sqwash"] = Provider(sqwash)
+    if version_of("mmsegmentation") and problem.logits.dim() > 2 and problem.logits.dtype == torch.float32:
+        found |= _mmseg(problem)
+    return found
+
+
+def _mmseg(problem: Problem) -> dict[str, Provider]:
+    ohem = mmseg_loss_file("ohem_cross_entropy_loss").OhemCrossEntropy
+    with warnings.catch_warnings(action="ignore"):  # about what its mean divides by
+        cross_entropy = mmseg_loss_file("cross_entropy_loss").CrossEntropyLoss()
+    sampler_type = importlib.import_module("mmseg.structures.sampler").OHEMPixelSampler
+    head = types.SimpleNamespace(ignore_index=IGNORED, loss_decode=cross_entropy)
+
+    def by_threshold(outputs: Tensor, targets: Tensor, fraction: float) -> Tensor:
+        """With the threshold 0, `min_kept` alone decides: as many elements as everyone else keeps."""
+        return ohem(ignore_label=IGNORED, thres=0.0, min_kept=problem.k(fraction))(outputs, targets)  # type: ignore[no-any-return]
+
+    def by_sampler(outputs: Tensor, targets: Tensor, fraction: float) -> Tensor:
+        kept = math.ceil(problem.k(fraction) / len(targets))
+        weight = sampler_type(head, thresh=None, min_kept=kept).sample(outputs, targets.unsqueeze(1))
+        return cross_entropy(outputs, targets, weight=weight, ignore_index=IGNORED)  # type: ignore[no-any-return]
+
+    return {
+        "mmseg OhemCrossEntropy": Provider(by_threshold),
+        "mmseg sampler": Provider(by_sampler, divides_by_all=True),
+    }
