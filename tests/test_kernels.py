@@ -6,6 +6,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -533,6 +535,14 @@ def test_without_the_library_the_portable_kernels_serve(monkeypatch: pytest.Monk
         average_top_k_cross_entropy(outputs, targets, fraction=0.3, backend="native")
     losses = torch.rand(50_000)
     torch.testing.assert_close(average_top_k(losses, k=10), losses.topk(10)[0].mean())
+
+
+def test_a_library_that_cannot_be_opened_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "_native.so"
+    broken.write_bytes(b"of another system")
+    found = ModuleSpec("topkloss.kernels._native", None, origin=str(broken))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: found)
+    assert native._open() is None
 
 
 def test_a_criterion_says_which_kernel_it_wants() -> None:

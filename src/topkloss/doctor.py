@@ -48,8 +48,8 @@ def kernels(library: native.Library | None) -> str:
     """
     if library is None:
         return (
-            "portable: the native ones were not built, or were built for another system. No C++ compiler was found when "
-            "topkloss was installed, or this copy was never installed. Install GCC or Clang, then topkloss from its source: "
+            "portable: the native ones were not built. No C++ compiler was found when topkloss was installed, or this "
+            "copy was never installed here. Install GCC or Clang, then topkloss from its source: "
             "pip install --force-reinstall --no-deps ."
         )
     if not library.vectors:
