@@ -85,8 +85,9 @@ class _Text:
             except StopIteration:
                 return
             except csv.Error as error:
+                reason = str(error).replace("\t", r"\t")  # the separator of a TSV, which it names
                 raise InputError(
-                    f"{self.table}, line {line}: a row must be cells as CSV has them; got one that is not: {error}. "
+                    f"{self.table}, line {line}: a row must be cells as CSV has them; got one that is not: {reason}. "
                     "Look for a quote that is not closed."
                 ) from error
             yield line, row
