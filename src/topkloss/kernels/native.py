@@ -147,7 +147,15 @@ def gradient(
     scale: float,
     out: Tensor,
 ) -> None:
-    """See `topkloss.kernels.portable.gradient`."""
+    """Writes the gradient of `weighted_sum` in the logits to `out`, of their strides; it may be the logits themselves.
+
+    Args:
+        logits, targets, class_weight, smoothing: As `cross_entropy` took them.
+        scores: What it returned.
+        mass: float64, shaped like the targets; None = 1 each.
+        threshold, part, scale: The rule; see `topkloss.kernels.portable.weights_by`.
+        out: Of the dtype, shape and strides of the logits.
+    """
     of = _logits(logits, targets, None, 0, class_weight, smoothing)
     rule = Rule(_pointer(mass), threshold, part, scale)
     _functions().topkloss_cross_entropy_gradient(byref(of), scores.data_ptr(), byref(rule), out.data_ptr())
@@ -156,7 +164,7 @@ def gradient(
 def weighted_sum(
     scores: Tensor, losses: Tensor, *, mass: Tensor | None, threshold: float, part: float, scale: float
 ) -> float:
-    """See `topkloss.kernels.portable.weighted_sum`."""
+    """The sum of weights times losses, the weights by the rule; see `topkloss.kernels.portable.weights_by`."""
     rule = Rule(_pointer(mass), threshold, part, scale)
     answer: float = _functions().topkloss_weighted_sum(
         TYPES[scores.dtype],

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from topkloss.counted import Counted
 from topkloss.kernels import native, portable
 from topkloss.losses import cross_entropy, illegal_target
-from topkloss.selection import LEAST, capacity, cut
+from topkloss.selection import LEAST, capacity, cut, weighted_sum
 from topkloss.tensors import computing_dtype
 
 
@@ -47,18 +47,13 @@ def top_k_cross_entropy(
     """
     logits = _by_places(outputs)
     of_elements = [None if tensor is None else _like_places(tensor, logits) for tensor in (targets, counts, mass)]
-    asked = torch.ones((), dtype=torch.float64, device="cpu") * float(
-        k or fraction or 0
-    )  # a compiled graph then serves any k
+    number = k if fraction is None else fraction
+    assert number is not None
+    asked = torch.ones((), dtype=torch.float64, device="cpu") * float(number)  # a compiled graph then serves any k
     settings = (*of_elements, class_weight, asked, k is None, ignore_index, smoothing, use_native)
     value: Tensor
-    if (
-        inplace
-        and use_native
-        and torch.is_grad_enabled()
-        and outputs.requires_grad
-        and not torch.compiler.is_compiling()
-    ):
+    differentiated = torch.is_grad_enabled() and outputs.requires_grad
+    if inplace and use_native and differentiated and not torch.compiler.is_compiling():
         value = _Overwriting.apply(outputs, *settings)
     else:
         value, *_ = torch.ops.topkloss.top_k_cross_entropy(logits, *settings)
@@ -149,7 +144,7 @@ def _value(scores: Tensor, losses: Tensor, mass: Tensor | None, rule: Tensor, us
         value = native.weighted_sum(scores, losses, mass=mass, threshold=threshold, part=part, scale=scale)
         return scores.new_tensor(value)
     weights = portable.weights_by(rule, scores, mass)
-    return (weights * losses.masked_fill(weights == 0, 0)).sum()
+    return weighted_sum(weights, losses)
 
 
 def _gradient(
@@ -237,8 +232,7 @@ def _differentiate_again(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ..
         weights = portable.weights_by(rule, scores, mass)
         given: dict[str, Any] = {"weight": class_weight, "label_smoothing": ctx.smoothing}
         losses, _ = cross_entropy(logits, targets, mask=weights != 0, **given)
-        value = (weights * losses.masked_fill(weights == 0, 0)).sum()
-        (first,) = torch.autograd.grad(value, logits, create_graph=True)
+        (first,) = torch.autograd.grad(weighted_sum(weights, losses), logits, create_graph=True)
         gradients = torch.autograd.grad(slope.to(first.dtype) * first, (slope, logits), direction)
     return *gradients, *(None,) * 7
 

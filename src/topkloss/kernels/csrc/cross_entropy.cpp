@@ -3,7 +3,6 @@
 #include "cross_entropy.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "parallel.h"

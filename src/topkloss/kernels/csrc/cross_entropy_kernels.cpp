@@ -14,15 +14,16 @@
 namespace topkloss {
 namespace {
 
-constexpr int TILE = 256;           // elements of a tile, at most
-constexpr int LONG_ROW = 48;        // classes from which on a row fills vectors by itself
+constexpr int TILE = 256;     // elements of a tile, at most
+constexpr int LONG_ROW = 48;  // classes from which on a row fills vectors by itself
 
 // Memory for the tiles that are not used where they lie.
 template <typename Real>
 struct Scratch {
   Real *numbers;
 
-  explicit Scratch(int64_t size) : numbers(static_cast<Real *>(aligned_alloc(64, (size * sizeof(Real) + 127) / 64 * 64))) {
+  explicit Scratch(int64_t size)
+      : numbers(static_cast<Real *>(aligned_alloc(64, (size * sizeof(Real) + 127) / 64 * 64))) {
     if (numbers == nullptr) abort();
   }
   ~Scratch() { free(numbers); }
@@ -58,7 +59,7 @@ void find_most(Planes<Real> of, int64_t classes, int size, Real *most) {
   }
 }
 
-// Fills the sums, given the targets; writes exp(x - most) to `out` where that is wanted, which may be the logits.
+// Fills the sums, given the targets; writes exp(x - most) to `out` where that is wanted, which may be scratch that holds the logits.
 template <bool WRITES, typename Real>
 void sum_up(Planes<Real> of, int64_t classes, int size, Sums<Real> &sums, Planes<Real> out) {
   find_most(of, classes, size, sums.most);
@@ -107,7 +108,6 @@ struct Place {
     const int64_t offset = sample * of.sample_stride + place * of.place_stride;
     return {of, static_cast<const T *>(of.logits) + offset, offset, first, static_cast<int>(size)};
   }
-
 };
 
 // Whether a tile can be used where it lies, in whole vectors.
@@ -353,22 +353,24 @@ void score_rows(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Re
   }
 }
 
+// Whether each element is a row that is computed by itself.
+inline bool has_long_rows(const topkloss_logits &of) { return of.class_stride == 1 && of.classes >= LONG_ROW; }
+
 inline int64_t scratch_of(const topkloss_logits &of) {
-  return of.class_stride == 1 && of.classes >= LONG_ROW ? of.classes : of.classes * pitch_of_scratch();
+  return has_long_rows(of) ? of.classes : of.classes * pitch_of_scratch();
 }
 
 template <typename T>
 void scores_of(const topkloss_logits &of, int64_t first, int64_t last, void *scores, void *losses,
                topkloss_found &found) {
   using Real = Computing<T>;
-  const bool rows = of.class_stride == 1 && of.classes >= LONG_ROW;
   const Smoothing<Real> by(of);
   Scratch<Real> scratch(scratch_of(of));
   while (first < last) {
     const auto at = Place<T>::at(of, first, last, TILE);
     Real *const to = static_cast<Real *>(scores) + at.element;
     Real *const smoothed_to = losses == nullptr ? nullptr : static_cast<Real *>(losses) + at.element;
-    if (rows) {
+    if (has_long_rows(of)) {
       score_rows(at, scratch.numbers, by, to, smoothed_to, found);
     } else {
       score_tile(at, scratch.numbers, by, to, smoothed_to, found);
@@ -524,14 +526,13 @@ template <typename T>
 void gradient_of(const topkloss_logits &of, int64_t first, int64_t last, const void *scores, const topkloss_rule &rule,
                  void *gradient) {
   using Real = Computing<T>;
-  const bool rows = of.class_stride == 1 && of.classes >= LONG_ROW;
   const Smoothing<Real> by(of);
   Scratch<Real> scratch(scratch_of(of));
   while (first < last) {
     const auto at = Place<T>::at(of, first, last, TILE);
     T *const to = static_cast<T *>(gradient) + at.offset;
     const Real *const from = static_cast<const Real *>(scores) + at.element;
-    if (rows) {
+    if (has_long_rows(of)) {
       differentiate_rows(at, scratch.numbers, from, rule, by, to);
     } else {
       differentiate_tile(at, scratch.numbers, from, rule, by, to);
