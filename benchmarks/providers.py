@@ -185,9 +185,8 @@ def in_kept_buffer(problem: Problem, fraction: float) -> Callable[[Tensor], None
         logits = operators._by_places(logits)
         settings = (None, None, None, asked, True, IGNORED, 0.0, True)
         _, scores, rule = torch.ops.topkloss.top_k_cross_entropy(logits, targets, *settings)
-        threshold, part, scale = rule.tolist()
-        weights = {"mass": None, "threshold": threshold, "part": part, "scale": scale}
-        native.gradient(logits, targets, scores, class_weight=None, smoothing=0.0, **weights, out=kept)
+        by = tuple(rule.tolist())
+        native.gradient(logits, targets, scores, class_weight=None, smoothing=0.0, mass=None, rule=by, out=kept)
 
     return step
 

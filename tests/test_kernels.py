@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Memory
 from topkloss import AverageTopKCrossEntropyLoss, average_top_k, average_top_k_cross_entropy
-from topkloss.kernels import native
+from topkloss.kernels import native, rule
 from topkloss.threshold import kth_largest
 
 built = pytest.mark.skipif(not native.is_available(), reason="the native kernels were not built for this processor")
@@ -513,17 +513,36 @@ def test_leaves_are_never_overwritten() -> None:
 # Which kernel serves
 
 
-def test_small_inputs_stay_with_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_native_kernels_where_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
-        raise AssertionError("an operator was called")
+        raise AssertionError("a kernel was called")
 
-    monkeypatch.setattr("topkloss.kernels.operators._like_places", fail)
+    monkeypatch.setattr("topkloss.kernels.operators._natively", fail)
     outputs, targets = logits_and_targets((64, 10), torch.float32)
-    average_top_k_cross_entropy(outputs, targets, fraction=0.5)
+    average_top_k_cross_entropy(outputs, targets, fraction=0.5, sample_weight=torch.ones(64))
+    torch.vmap(partial(average_top_k_cross_entropy, fraction=0.5))(outputs[None], targets[None])
     if native.is_available():
-        outputs, targets = logits_and_targets((64, 1000), torch.float32)
-        with pytest.raises(AssertionError, match="an operator was called"):
+        with pytest.raises(AssertionError, match="a kernel was called"):
             average_top_k_cross_entropy(outputs, targets, fraction=0.5)
+
+
+@pytest.mark.skipif(not native.is_available(), reason="the native kernels were not built")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("is_fraction", "asked"), [(False, 1e-40), (False, 3), (False, 7.25), (False, math.inf), (True, 0.29), (True, 1)]
+)
+def test_the_rule_in_numbers_is_the_one_in_tensors(asked: float, is_fraction: bool, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for scores in (torch.rand(100, generator=generator), torch.ones(100), torch.full((100,), -torch.inf)):
+        mass = torch.rand(100, dtype=torch.float64, generator=generator) if weighted else None
+        for total in (0.0, 100.0 if mass is None else float(mass.sum())):
+            for poisoned in (False, True):
+                tensors = (torch.tensor(total, dtype=torch.float64), torch.tensor(poisoned))
+                expected = rule.in_tensors(scores, mass, *tensors, asked, is_fraction)
+                answer = torch.tensor(rule.in_numbers(scores, mass, total, poisoned, asked, is_fraction))
+                torch.testing.assert_close(answer.double()[[0, 2]], expected[[0, 2]], rtol=1e-6, atol=0, equal_nan=True)
+                if not poisoned:
+                    torch.testing.assert_close(answer.double()[1], expected[1], rtol=1e-6, atol=0, equal_nan=True)
 
 
 def test_without_the_library_the_portable_kernels_serve(monkeypatch: pytest.MonkeyPatch) -> None:

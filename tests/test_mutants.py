@@ -229,12 +229,12 @@ def one_too_far(scores: Tensor, mass: Tensor | None, need: float) -> tuple[float
     return right_native_kth(scores, mass, need + 1)
 
 
-def all_that_counts(*tensors: Tensor, threshold: float, **given: Any) -> None:
-    right_native_gradient(*tensors, threshold=-1.0, **given)
+def all_that_counts(*tensors: Tensor, rule: Any, **given: Any) -> None:
+    right_native_gradient(*tensors, rule=(-1.0, *rule[1:]), **given)
 
 
-def without_the_tied(*tensors: Tensor, part: float, **given: Any) -> float:
-    return right_native_sum(*tensors, part=0.0, **given)
+def without_the_tied(*tensors: Tensor, rule: Any, **given: Any) -> float:
+    return right_native_sum(*tensors, rule=(rule[0], 0.0, rule[2]), **given)
 
 
 VALUE, MASS = "value_is_the_oracles", "scaling_the_mass_changes_nothing_under_fraction"
@@ -306,5 +306,6 @@ def test_ranking_by_the_smoothed_loss_is_rejected() -> None:
         losses, _ = right_loss(*args, **given)
         return losses, losses.detach()
 
-    with mock.patch.object(elements, "cross_entropy", smoothed), pytest.raises(AssertionError):
+    composed = mock.patch.object(topkloss.cross_entropy, "native_serves", return_value=False)
+    with composed, mock.patch.object(elements, "cross_entropy", smoothed), pytest.raises(AssertionError):
         value_is_the_smoothed_loss_of_the_hardest_by_plain_loss()

@@ -29,9 +29,6 @@ __all__ = ["AverageTopKCrossEntropyLoss", "average_top_k_cross_entropy"]
 
 Backend = Literal["auto", "torch", "native"]
 
-# Up to so many logits, what torch does in one piece costs no more; measured on the CPU.
-SMALL = 2**14
-
 
 def average_top_k_cross_entropy(
     outputs: Tensor,
@@ -63,7 +60,7 @@ def average_top_k_cross_entropy(
         mask: Bool, shaped like `targets`; True = counts. Combined with `ignore_index`.
         sample_weight: Mass of each element, shaped like `targets`; multiplied with its class weight.
         backend: "native", the compiled kernels for the CPU; "torch", the portable ones, in chunks; or "auto": the
-            native ones where they are there, and on small inputs, other devices and with `sample_weight` neither.
+            native ones where they are there, and on other devices and with `sample_weight` neither.
         inplace: Allows backward to overwrite the logits with their gradient, where the native kernels serve. They must
             be computed by the model, and are empty afterwards: a second use of them raises.
 
@@ -212,7 +209,7 @@ class AverageTopKCrossEntropyLoss(AverageTopKLoss):
 
 def _check_backend(backend: str) -> None:
     """A word, and where it is "native" kernels that were built."""
-    check_word("backend", backend, "auto", "torch", "native", way_out='To leave the choice to the size pass "auto".')
+    check_word("backend", backend, "auto", "torch", "native", way_out='To leave the choice to the machine pass "auto".')
     if backend == "native" and not native.is_available():
         raise ValueError(
             '`backend` must be "auto" or "torch" where the native kernels are missing; got "native". '
@@ -224,4 +221,4 @@ def _serves(backend: str, outputs: Tensor) -> bool:
     """Whether an operator is called: not inside of vmap and torch.func, which see through plain torch only."""
     if torch._C._are_functorch_transforms_active() or outputs.numel() == 0:
         return False
-    return backend != "auto" or (native_serves(outputs) and outputs.numel() > SMALL)
+    return backend != "auto" or native_serves(outputs)

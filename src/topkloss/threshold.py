@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from topkloss.kernels import native
 from topkloss.tensors import values_are_readable
+
+Number = TypeVar("Number", float, Tensor)
 
 # Masses are sums of rounded numbers: a sum this close to the wanted one, relatively, has reached it; and as much closer
 # for each element as a running sum may lose.
@@ -54,7 +56,7 @@ def kth_largest(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLarge
         The score, in the dtype of `scores`, and the masses around it. Unspecified where nothing is counted or a
         score is NaN; where the score is -inf and `mass` is None, `tied` includes what is not counted.
     """
-    need = wanted * (1 - SLACK - SLACK_OF_EACH * scores.numel())
+    need = needed(wanted, scores.numel())
     scores, mass = scores.reshape(-1), None if mass is None else mass.reshape(-1)
     if values_are_readable(scores):
         if native.is_available():
@@ -63,6 +65,11 @@ def kth_largest(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLarge
     if scores.device.type != "cpu" and not torch._C._are_functorch_transforms_active():
         return _around(_by_bisection(scores, mass, need), scores, mass)
     return _around(_by_sorting(scores, mass, need), scores, mass)
+
+
+def needed(wanted: Number, n: int) -> Number:
+    """The mass that must be reached among n elements: the wanted one, less what the rounding of their sum may take."""
+    return wanted * (1 - SLACK - SLACK_OF_EACH * n)
 
 
 def _natively(scores: Tensor, mass: Tensor | None, need: float) -> KthLargest:

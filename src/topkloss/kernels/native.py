@@ -142,9 +142,7 @@ def gradient(
     class_weight: Tensor | None,
     smoothing: float,
     mass: Tensor | None,
-    threshold: float,
-    part: float,
-    scale: float,
+    rule: tuple[float, float, float],
     out: Tensor,
 ) -> None:
     """Writes the gradient of `weighted_sum` in the logits to `out`, of their strides; it may be the logits themselves.
@@ -153,25 +151,23 @@ def gradient(
         logits, targets, class_weight, smoothing: As `cross_entropy` took them.
         scores: What it returned.
         mass: float64, shaped like the targets; None = 1 each.
-        threshold, part, scale: The rule; see `topkloss.kernels.portable.weights_by`.
+        rule: Threshold, part, scale; see `topkloss.kernels.portable.weights_by`.
         out: Of the dtype, shape and strides of the logits.
     """
     of = _logits(logits, targets, None, 0, class_weight, smoothing)
-    rule = Rule(_pointer(mass), threshold, part, scale)
-    _functions().topkloss_cross_entropy_gradient(byref(of), scores.data_ptr(), byref(rule), out.data_ptr())
+    weights = Rule(_pointer(mass), *rule)
+    _functions().topkloss_cross_entropy_gradient(byref(of), scores.data_ptr(), byref(weights), out.data_ptr())
 
 
-def weighted_sum(
-    scores: Tensor, losses: Tensor, *, mass: Tensor | None, threshold: float, part: float, scale: float
-) -> float:
+def weighted_sum(scores: Tensor, losses: Tensor, *, mass: Tensor | None, rule: tuple[float, float, float]) -> float:
     """The sum of weights times losses, the weights by the rule; see `topkloss.kernels.portable.weights_by`."""
-    rule = Rule(_pointer(mass), threshold, part, scale)
+    weights = Rule(_pointer(mass), *rule)
     answer: float = _functions().topkloss_weighted_sum(
         TYPES[scores.dtype],
         scores.data_ptr(),
         losses.data_ptr(),
         scores.numel(),
-        byref(rule),
+        byref(weights),
         torch.get_num_threads(),
     )
     return answer

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from topkloss.counted import Counted
-from topkloss.kernels import native, portable
+from topkloss.kernels import native, portable, rule
 from topkloss.losses import cross_entropy, illegal_target
-from topkloss.selection import LEAST, capacity, cut, weighted_sum
-from topkloss.tensors import computing_dtype
+from topkloss.selection import weighted_sum
+from topkloss.tensors import computing_dtype, values_are_readable
 
 
 def top_k_cross_entropy(
@@ -45,18 +43,18 @@ def top_k_cross_entropy(
         use_native: By the native kernels, which `native_serves` must allow.
         inplace: The gradient may take the place of the logits.
     """
-    logits = _by_places(outputs)
-    of_elements = [None if tensor is None else _like_places(tensor, logits) for tensor in (targets, counts, mass)]
     number = k if fraction is None else fraction
     assert number is not None
-    asked = torch.ones((), dtype=torch.float64, device="cpu") * float(number)  # a compiled graph then serves any k
-    settings = (*of_elements, class_weight, asked, k is None, ignore_index, smoothing, use_native)
+    settings = (k is None, ignore_index, smoothing)
     value: Tensor
-    differentiated = torch.is_grad_enabled() and outputs.requires_grad
-    if inplace and use_native and differentiated and not torch.compiler.is_compiling():
-        value = _Overwriting.apply(outputs, *settings)
-    else:
-        value, *_ = torch.ops.topkloss.top_k_cross_entropy(logits, *settings)
+    if use_native and values_are_readable(outputs) and torch._C._len_torch_dispatch_stack() == 0:
+        inplace = inplace and torch.is_grad_enabled() and outputs.requires_grad
+        value = _Native.apply(outputs, targets, counts, mass, class_weight, float(number), *settings, inplace)
+        return value
+    logits = _by_places(outputs)
+    of_elements = [None if tensor is None else _like_places(tensor, logits) for tensor in (targets, counts, mass)]
+    asked = torch.ones((), dtype=torch.float64, device="cpu") * float(number)  # a compiled graph then serves any k
+    value, *_ = torch.ops.topkloss.top_k_cross_entropy(logits, *of_elements, class_weight, asked, *settings, use_native)
     return value
 
 
@@ -106,45 +104,38 @@ def _top_k_cross_entropy(
 
     `asked` is 0-dim, float64, on the CPU: the fraction, or k.
     """
+    if use_native:
+        given = (class_weight, asked.item(), is_fraction, ignore_index, smoothing)
+        value, scores, by = _natively(logits, targets, counts, mass, *given)
+        return scores.new_tensor(value), scores, torch.tensor(by, dtype=torch.float64, device="cpu")
+    counts = targets != ignore_index if counts is None else (targets != ignore_index) & counts
     smoothed: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
-    if use_native:
-        found = native.cross_entropy(logits, targets, counts=counts, ignore_index=ignore_index, **smoothed)
-        if found.illegal >= 0:
-            raise illegal_target(int(targets.view(-1)[found.illegal]), logits.shape[1])
-        scores, losses = found.scores, found.losses
-        total = torch.tensor(found.counted, dtype=torch.float64, device="cpu")
-        poisoned = torch.tensor(found.nan, device="cpu")
-    else:
-        counts = targets != ignore_index if counts is None else (targets != ignore_index) & counts
-        scores, losses = portable.cross_entropy(logits, targets, counts=counts, **smoothed)
-        total = counts.sum().double()
-        poisoned = scores.amax().isnan() | losses.amax().isnan()
-    k, fraction = (None, asked.item()) if is_fraction else (asked.item(), None)
-    rule = _rule(scores, mass, total if mass is None else mass.sum(), poisoned, k, fraction)
-    return _value(scores, losses, mass, rule, use_native), scores, rule
+    scores, losses = portable.cross_entropy(logits, targets, counts=counts, **smoothed)
+    total = counts.sum().double() if mass is None else mass.sum()
+    poisoned = scores.amax().isnan() | losses.amax().isnan()
+    weighing = rule.in_tensors(scores, mass, total, poisoned, asked.item(), is_fraction)
+    return weighted_sum(portable.weights_by(weighing, scores, mass), losses), scores, weighing
 
 
-def _rule(
-    scores: Tensor, mass: Tensor | None, total: Tensor, poisoned: Tensor, k: float | None, fraction: float | None
-) -> Tensor:
-    """Threshold, part and scale, float64."""
-    omitted = torch.zeros_like(total, dtype=torch.int64)
-    counted = Counted(scores, None, mass, total, None, poisoned, omitted, scores.dtype)
-    wanted = capacity(total, k, fraction).maximum(LEAST * total)
-    end = cut(counted, wanted)
-    some = total > 0
-    threshold, part = torch.where(some, end.score.double(), torch.inf), torch.where(some, end.part, 0)
-    return torch.stack([threshold, part, torch.where(some, 1 / wanted, 0)])
-
-
-def _value(scores: Tensor, losses: Tensor, mass: Tensor | None, rule: Tensor, use_native: bool) -> Tensor:
-    """The sum of weights times losses; what weighs nothing never matters."""
-    if use_native:
-        threshold, part, scale = rule.tolist()
-        value = native.weighted_sum(scores, losses, mass=mass, threshold=threshold, part=part, scale=scale)
-        return scores.new_tensor(value)
-    weights = portable.weights_by(rule, scores, mass)
-    return weighted_sum(weights, losses)
+def _natively(
+    logits: Tensor,
+    targets: Tensor,
+    counts: Tensor | None,
+    mass: Tensor | None,
+    class_weight: Tensor | None,
+    asked: float,
+    is_fraction: bool,
+    ignore_index: int,
+    smoothing: float,
+) -> tuple[float, Tensor, rule.Rule]:
+    """The same by the native kernels, the value and the rule as numbers."""
+    smoothed: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
+    found = native.cross_entropy(logits, targets, counts=counts, ignore_index=ignore_index, **smoothed)
+    if found.illegal >= 0:
+        raise illegal_target(int(targets.view(-1)[found.illegal]), logits.shape[1])
+    total = float(found.counted) if mass is None else mass.sum().item()
+    weighing = rule.in_numbers(found.scores, mass, total, found.nan, asked, is_fraction)
+    return native.weighted_sum(found.scores, found.losses, mass=mass, rule=weighing), found.scores, weighing
 
 
 def _gradient(
@@ -154,7 +145,7 @@ def _gradient(
     mass: Tensor | None,
     class_weight: Tensor | None,
     scores: Tensor,
-    rule: Tensor,
+    weighing: Tensor,
     smoothing: float,
     use_native: bool,
 ) -> Tensor:
@@ -162,29 +153,17 @@ def _gradient(
     gradient = torch.empty_like(logits)
     smoothed: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
     if use_native:
-        _write_natively(gradient, slope, logits, targets, mass, scores, rule, **smoothed)
+        by = _steeper(rule.Rule(*weighing.tolist()), slope)
+        native.gradient(logits, targets, scores, mass=mass, rule=by, **smoothed, out=gradient)
     else:
-        weights = portable.weights_by(rule, scores, mass)
+        weights = portable.weights_by(weighing, scores, mass)
         weights = torch.where(weights == 0, 0, weights * slope.to(weights.dtype))
         portable.gradient(logits, targets, weights, **smoothed, out=gradient)
     return gradient
 
 
-def _write_natively(
-    out: Tensor,
-    slope: Tensor,
-    logits: Tensor,
-    targets: Tensor,
-    mass: Tensor | None,
-    scores: Tensor,
-    rule: Tensor,
-    *,
-    class_weight: Tensor | None,
-    smoothing: float,
-) -> None:
-    threshold, part, scale = rule.tolist()
-    weights: dict[str, Any] = {"mass": mass, "threshold": threshold, "part": part, "scale": scale * float(slope)}
-    native.gradient(logits, targets, scores, class_weight=class_weight, smoothing=smoothing, **weights, out=out)
+def _steeper(by: rule.Rule, slope: Tensor) -> rule.Rule:
+    return by._replace(scale=by.scale * slope.item())
 
 
 FORWARD, BACKWARD = "topkloss::top_k_cross_entropy", "topkloss::top_k_cross_entropy_backward"
@@ -205,10 +184,10 @@ def _(slope: Tensor, logits: Tensor, *_: Any) -> Tensor:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     logits, targets, _, mass, class_weight, *_, smoothing, use_native = inputs
-    _, scores, rule = output
-    ctx.mark_non_differentiable(scores, rule)
+    _, scores, weighing = output
+    ctx.mark_non_differentiable(scores, weighing)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, targets, mass, class_weight, scores, rule)
+    ctx.save_for_backward(logits, targets, mass, class_weight, scores, weighing)
     ctx.settings = (smoothing, use_native)
 
 
@@ -226,10 +205,10 @@ def _keep_again(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_again(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
     """Second derivatives, by plain torch: at fixed weights the value is a sum of cross-entropies."""
-    slope, logits, targets, mass, class_weight, scores, rule = ctx.saved_tensors
+    slope, logits, targets, mass, class_weight, scores, weighing = ctx.saved_tensors
     with torch.enable_grad():
         slope, logits = (tensor.detach().requires_grad_() for tensor in (slope, logits))
-        weights = portable.weights_by(rule, scores, mass)
+        weights = portable.weights_by(weighing, scores, mass)
         given: dict[str, Any] = {"weight": class_weight, "label_smoothing": ctx.smoothing}
         losses, _ = cross_entropy(logits, targets, mask=weights != 0, **given)
         (first,) = torch.autograd.grad(weighted_sum(weights, losses), logits, create_graph=True)
@@ -241,29 +220,54 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 _backward.register_autograd(_differentiate_again, setup_context=_keep_again)
 
 
-class _Overwriting(torch.autograd.Function):
-    """The same, whose gradient takes the place of the logits."""
+class _Native(torch.autograd.Function):
+    """The same by the native kernels, where nothing is traced: without what an operator costs in Python.
+
+    In place, the gradient takes the storage of the logits; not where it will be differentiated itself.
+    """
 
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, *settings: Any) -> Tensor:
-        if outputs.is_leaf:
+    def forward(
+        ctx: Any,
+        outputs: Tensor,
+        targets: Tensor,
+        counts: Tensor | None,
+        mass: Tensor | None,
+        class_weight: Tensor | None,
+        asked: float,
+        is_fraction: bool,
+        ignore_index: int,
+        smoothing: float,
+        inplace: bool,
+    ) -> Tensor:
+        if inplace and outputs.is_leaf:
             raise ValueError(
                 "`outputs` must be computed by the model for inplace=True; got a leaf, which its own gradient would "
                 "overwrite. Pass inplace=False."
             )
-        value, scores, rule = _top_k_cross_entropy(_by_places(outputs), *settings)
-        targets, _, mass, class_weight, *_, smoothing, _ = settings
-        ctx.save_for_backward(outputs, targets, mass, scores, rule)
-        ctx.smoothed = {"class_weight": class_weight, "smoothing": smoothing}
-        return value
+        logits = _by_places(outputs)
+        targets = _like_places(targets, logits)
+        counts, mass = (None if each is None else _like_places(each, logits) for each in (counts, mass))
+        given = (class_weight, asked, is_fraction, ignore_index, smoothing)
+        value, scores, weighing = _natively(logits, targets, counts, mass, *given)
+        ctx.save_for_backward(outputs, targets, mass, class_weight, scores)
+        ctx.settings = (weighing, smoothing, inplace)
+        return scores.new_tensor(value)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        outputs, *tensors = ctx.saved_tensors  # raises where they were overwritten already
-        logits = _by_places(outputs.detach())
-        _write_natively(logits, slope, logits, *tensors, **ctx.smoothed)
-        gradient = _like_outputs(logits, outputs)
-        torch.autograd.graph.increment_version(outputs)
-        outputs.data = outputs.new_empty(0)
+        outputs, targets, mass, class_weight, scores = ctx.saved_tensors  # raises where they were overwritten already
+        weighing, smoothing, inplace = ctx.settings
+        logits = _by_places(outputs)
+        if torch.is_grad_enabled():
+            by = torch.tensor(weighing, dtype=torch.float64, device="cpu")
+            gradient = _backward(slope, logits, targets, mass, class_weight, scores, by, smoothing, True)
+            return _like_outputs(gradient, outputs), *(None,) * 9
+        out = logits.detach() if inplace else torch.empty_like(logits)
+        smoothed: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
+        native.gradient(logits, targets, scores, mass=mass, rule=_steeper(weighing, slope), **smoothed, out=out)
+        gradient = _like_outputs(out, outputs)
+        if inplace:
+            torch.autograd.graph.increment_version(outputs)
+            outputs.data = outputs.new_empty(0)
         return gradient, *(None,) * 9
