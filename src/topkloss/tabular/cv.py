@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight
 
 from topkloss.arguments import check_k
 from topkloss.tabular.estimators import AverageTopKClassifier, AverageTopKRegressor
+from topkloss.tabular.linear import LinearClassifier, LinearRegressor
 from topkloss.tabular.losses import Array
 
 __all__ = ["AverageTopKClassifierCV", "AverageTopKRegressorCV"]
@@ -70,7 +71,7 @@ def _adopt(search: Any, model: Any) -> None:
             setattr(search, name, value)
 
 
-class AverageTopKClassifierCV(AverageTopKClassifier):
+class AverageTopKClassifierCV(LinearClassifier):
     """`AverageTopKClassifier` with the fraction and C of the best mean score in cross-validation.
 
     Args:
@@ -139,7 +140,7 @@ class AverageTopKClassifierCV(AverageTopKClassifier):
         return self
 
 
-class AverageTopKRegressorCV(AverageTopKRegressor):
+class AverageTopKRegressorCV(LinearRegressor):
     """`AverageTopKRegressor` with the fraction and C of the best mean score in cross-validation.
 
     Args:
