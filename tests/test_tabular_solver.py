@@ -38,15 +38,22 @@ def draw(name: str, seed: int, n: int = 30, d: int = 3) -> tuple[Array, Array, A
     return features, targets, chance.uniform(0.2, 2.0, size=n)
 
 
-def make(name: str, seed: int, *, share: float, strength: float, kind: str = "free", weighted: bool = True) -> Problem:
+def make(
+    name: str,
+    seed: int,
+    *,
+    share: float,
+    strength: float,
+    kind: str = "free",
+    weighted: bool = True,
+    l1: float = 0.0,
+) -> Problem:
     features, targets, mass = draw(name, seed)
     if not weighted:
         mass = np.ones_like(mass)
     design = Design(features, intercept=kind != "none")
     outputs = 3 if name == "softmax" else 1
-    return Problem(
-        design, targets, LOSSES[name], mass, share * mass.sum(), strength, outputs, penalised=kind == "penalised"
-    )
+    return Problem(design, targets, LOSSES[name], mass, share * mass.sum(), strength, outputs, kind == "penalised", l1)
 
 
 def truth(one: Problem, name: str) -> tuple[float, float]:
@@ -61,6 +68,7 @@ def truth(one: Problem, name: str) -> tuple[float, float]:
         outputs=one.outputs,
         intercept=one.design.intercept,
         penalised=one.penalised,
+        l1=one.l1,
     )
 
 
@@ -161,6 +169,26 @@ def test_the_optimum_is_that_of_a_conic_solver(
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("share", "strength", "l1", "kind"),
+    [(1.0, 5.0, 0.02, "free"), (0.77, 0.5, 0.1, "penalised"), (0.62, 500.0, 0.05, "free"), (0.8, 50.0, 1e-4, "none")],
+)
+def test_the_optimum_with_an_l1_penalty_is_that_of_a_conic_solver(
+    name: str, share: float, strength: float, l1: float, kind: str
+) -> None:
+    one = make(name, 3, share=share, strength=strength, kind=kind, l1=l1)
+    low, high = truth(one, name)
+    models = []
+    for method in ("newton", "lbfgs"):
+        found = solve(one, tol=1e-5, max_iter=3000, method=method)
+        assert found.converged
+        assert found.certificate.objective == pytest.approx(one.objective(found.coefficients), rel=1e-14)
+        assert low * (1 - 1e-8) <= found.certificate.objective <= high * (1 + 1e-8)
+        models.append(found.coefficients)
+    assert ((models[0] == 0) == (models[1] == 0)).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("k", [0.4, 1.0, 2.5])
 def test_the_maximum_and_less_than_one_example(name: str, k: float) -> None:
     features, targets, _ = draw(name, 5, n=12, d=12)  # more features than it takes to fit every example
@@ -177,10 +205,11 @@ def test_the_maximum_and_less_than_one_example(name: str, k: float) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("kind", ["free", "penalised", "none"])
-def test_the_certificate_is_never_better_than_the_truth(name: str, kind: str) -> None:
+@pytest.mark.parametrize("l1", [0.0, 0.03])
+def test_the_certificate_is_never_better_than_the_truth(name: str, kind: str, l1: float) -> None:
     """Of models that are not solved to the end, and of models that nobody solved for."""
     for seed, share in enumerate([0.4, 0.7, 1.0]):
-        one = make(name, seed, share=share, strength=3.0, kind=kind)
+        one = make(name, seed, share=share, strength=3.0, kind=kind, l1=l1)
         best = solve(one, tol=1e-7, max_iter=5000)
         lowest = best.certificate.objective - best.certificate.gap
         chance = np.random.default_rng(seed)
@@ -245,26 +274,29 @@ WRONG: dict[str, tuple[Any, str, Any]] = {
     "k is rounded down": (Problem, "cap", property(_whole_k)),
     "the duals of the intercept sum to anything": (problem, "_balanced", lambda mass, cap, shares, slopes: shares),
     "the gap forgets the residual": (Problem, "certify", lambda self, *given: _without(self, *given)),
+    "the gap forgets the slack of the l1 penalty": (Problem, "slack", lambda self, coefficients, holds: 0.0),
+    "the l1 penalty is half of it": (Problem, "bounds", property(lambda self: self.l1 / 2 * (self.penalties > 0))),
     "the gap forgets the excess": (Problem, "excess", lambda self, *given: (0.0, RIGHT_EXCESS(self, *given)[1])),
 }
 
 
 def _without(self: Problem, coefficients: Array, outputs: Array, shares: Array) -> problem.Certificate:
     excess, threshold = RIGHT_EXCESS(self, self.loss.piece(outputs, self.targets), shares)
-    return problem.Certificate(excess, self.objective(coefficients, outputs), threshold, coefficients)
+    return problem.Certificate(excess, self.objective(coefficients, outputs), threshold)
 
 
 def _right_and_honest() -> bool:
     """Whether the solver reaches the optimum of the conic solver, and no certificate is better than the truth."""
-    for strength in (5.0, 0.01):
-        one = make("logistic", 3, share=0.77, strength=strength)
+    for strength, l1 in ((5.0, 0.0), (0.01, 0.0), (5.0, 0.1)):
+        one = make("logistic", 3, share=0.77, strength=strength, l1=l1)
         low, high = truth(one, "logistic")
         found = solve(one, tol=1e-5, max_iter=200)
         if not (found.converged and low * (1 - 1e-8) <= found.certificate.objective <= high * (1 + 1e-8)):
             return False
-        for bias in (0.0, 3.0):
-            model = np.array([[0.0], [0.0], [0.0], [bias]])
-            shares = np.full(len(one.targets), 1 / one.mass.sum())
+        wild = [np.array([[0.0], [0.0], [0.0], [bias]]) for bias in (0.0, 3.0)]
+        near = found.coefficients + 0.01 * (found.coefficients == 0)
+        plain = np.full(len(one.targets), 1 / one.mass.sum())
+        for model, shares in [*((model, plain) for model in wild), (near, found.shares)]:
             certificate = one.certify(model, one.design.outputs(model), shares)
             if certificate.gap < certificate.objective - high - 1e-9:
                 return False

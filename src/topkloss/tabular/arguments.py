@@ -31,6 +31,11 @@ def check_estimator_arguments(estimator: Any, losses: Collection[str]) -> None:
     check_drop(estimator.drop, estimator.drop_fraction)
     if not 0 < real_number("C", estimator.C) < math.inf:
         raise ValueError(f"`C` must satisfy 0 < C < inf; got {estimator.C}. For a weak penalty pass e.g. C=1e4.")
+    if not 0 <= real_number("l1_ratio", estimator.l1_ratio) < 1:
+        raise ValueError(
+            f"`l1_ratio` must satisfy 0 <= l1_ratio < 1, because the squared penalty is what proves w; got "
+            f"{estimator.l1_ratio}. For nearly nothing but an l1 penalty pass l1_ratio=0.99."
+        )
     if not 0 < real_number("tol", estimator.tol) < 1:
         raise ValueError(
             f"`tol` must satisfy 0 < tol < 1, the relative error of w; got {estimator.tol}. Pass e.g. tol=1e-4."
@@ -50,6 +55,10 @@ def can_stream(estimator: Any) -> bool:
         raise AttributeError(
             "`partial_fit` cannot leave out the largest losses, because it does not call examples back; got "
             f"drop={estimator.drop!r}, drop_fraction={estimator.drop_fraction!r}. Use `fit`."
+        )
+    if estimator.l1_ratio:
+        raise AttributeError(
+            f"`partial_fit` has no l1 penalty; got l1_ratio={estimator.l1_ratio!r}. Pass l1_ratio=0, or use `fit`."
         )
     return True
 

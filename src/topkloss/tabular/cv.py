@@ -80,7 +80,8 @@ class AverageTopKClassifierCV(LinearClassifier):
         Cs: Those tried, each > 0.
         cv: Folds, as `sklearn.model_selection.check_cv` takes them.
         scoring: As `sklearn.metrics.check_scoring` takes it. Default: accuracy, which is blind to rare classes.
-        fit_intercept, penalize_intercept, class_weight, solver, tol, max_iter: See `AverageTopKClassifier`.
+        l1_ratio, fit_intercept, penalize_intercept, class_weight, solver, tol, max_iter: See
+            `AverageTopKClassifier`.
 
     Attributes:
         fraction_, C_: Those chosen; of equally good ones the largest fraction, then the smallest C.
@@ -104,6 +105,7 @@ class AverageTopKClassifierCV(LinearClassifier):
         *,
         fractions: Sequence[float] = FRACTIONS,
         Cs: Sequence[float] = STRENGTHS,  # scikit-learn's name
+        l1_ratio: float = 0.0,
         cv: Any = None,
         scoring: Any = None,
         fit_intercept: bool = True,
@@ -116,6 +118,7 @@ class AverageTopKClassifierCV(LinearClassifier):
         self.loss = loss
         self.fractions = fractions
         self.Cs = Cs
+        self.l1_ratio = l1_ratio
         self.cv = cv
         self.scoring = scoring
         self.fit_intercept = fit_intercept
@@ -129,6 +132,7 @@ class AverageTopKClassifierCV(LinearClassifier):
         """Chooses fraction and C, then fits all examples; see `AverageTopKClassifier.fit`."""
         model = AverageTopKClassifier(
             self.loss,
+            l1_ratio=self.l1_ratio,
             fit_intercept=self.fit_intercept,
             penalize_intercept=self.penalize_intercept,
             class_weight=self.class_weight,
@@ -146,7 +150,7 @@ class AverageTopKRegressorCV(LinearRegressor):
     Args:
         loss, delta: See `AverageTopKRegressor`.
         fractions, Cs, cv, scoring: See `AverageTopKClassifierCV`; by default the score is R2.
-        fit_intercept, penalize_intercept, solver, tol, max_iter: See `AverageTopKClassifier`.
+        l1_ratio, fit_intercept, penalize_intercept, solver, tol, max_iter: See `AverageTopKClassifier`.
 
     Attributes:
         fraction_, C_, scores_: See `AverageTopKClassifierCV`.
@@ -167,6 +171,7 @@ class AverageTopKRegressorCV(LinearRegressor):
         *,
         fractions: Sequence[float] = FRACTIONS,
         Cs: Sequence[float] = STRENGTHS,
+        l1_ratio: float = 0.0,
         cv: Any = None,
         scoring: Any = None,
         delta: float = 1.0,
@@ -179,6 +184,7 @@ class AverageTopKRegressorCV(LinearRegressor):
         self.loss = loss
         self.fractions = fractions
         self.Cs = Cs
+        self.l1_ratio = l1_ratio
         self.cv = cv
         self.scoring = scoring
         self.delta = delta
@@ -193,6 +199,7 @@ class AverageTopKRegressorCV(LinearRegressor):
         model = AverageTopKRegressor(
             self.loss,
             delta=self.delta,
+            l1_ratio=self.l1_ratio,
             fit_intercept=self.fit_intercept,
             penalize_intercept=self.penalize_intercept,
             solver=self.solver,

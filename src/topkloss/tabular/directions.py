@@ -129,7 +129,7 @@ def _hessian(smoothed: Smoothed, point: Point) -> Array:
         signs = np.sign(point.shares) if problem.loss.signed else 1.0
         pull = problem.design.adjoint((problem.mass * point.moving * signs)[:, None] * point.slopes).T.ravel()
         hessian -= np.outer(pull, pull) * (smoothed.sigma / total)
-    hessian[np.diag_indices_from(hessian)] += np.tile(problem.penalties[:, 0], outputs)
+    hessian[np.diag_indices_from(hessian)] += (problem.penalties + smoothed.grip * point.held).T.ravel()
     if problem.free_intercept and hessian[-1, -1] <= 0 and outputs == 1:
         # nothing bends along the intercept: as if the shares of all examples moved
         hessian[-1, -1] = smoothed.sigma * float(problem.mass @ point.slopes[:, 0] ** 2)

@@ -37,11 +37,13 @@ class AverageTopKClassifier(LinearClassifier):
         drop: Mass of the largest losses left out first, >= 0: the ranked range, a stationary point of it.
         drop_fraction: `drop` as a share of S. At most one of the two; default none.
         C: Strength of the losses against the penalty, > 0; at fraction 1 that of scikit-learn.
+        l1_ratio: Share of the absolute values in the penalty, (1 - l1_ratio) |w|^2 / 2 + l1_ratio |w|_1, in [0, 1).
         fit_intercept: Whether there is an intercept.
         penalize_intercept: Whether the penalty includes it, as in `LinearSVC`.
         class_weight: Weight of each class as a dict, or "balanced"; a factor of the mass of its examples.
         solver: "newton" (a square matrix of all coefficients), "lbfgs", or "auto".
-        tol: Relative error of the coefficients that the certificate must show: sqrt(2 C S gap) <= tol |w|.
+        tol: Relative error of the coefficients that the certificate must show: sqrt(2 C S gap / (1 - l1_ratio)) <=
+            tol |w|.
         max_iter: Steps of the solver, for each problem.
         warm_start: Begin from the coefficients of the fit before.
 
@@ -75,6 +77,7 @@ class AverageTopKClassifier(LinearClassifier):
         drop: float | None = None,
         drop_fraction: float | None = None,
         C: float = 1.0,  # scikit-learn's name
+        l1_ratio: float = 0.0,
         fit_intercept: bool = True,
         penalize_intercept: bool = False,
         class_weight: Any = None,
@@ -89,6 +92,7 @@ class AverageTopKClassifier(LinearClassifier):
         self.drop = drop
         self.drop_fraction = drop_fraction
         self.C = C
+        self.l1_ratio = l1_ratio
         self.fit_intercept = fit_intercept
         self.penalize_intercept = penalize_intercept
         self.class_weight = class_weight
@@ -176,8 +180,8 @@ class AverageTopKRegressor(LinearRegressor):
 
     Args:
         loss: "squared", (z - y)^2 without a half; "absolute"; "huber", (z - y)^2 / 2 up to `delta` and a line beyond.
-        k, fraction, drop, drop_fraction, C, fit_intercept, penalize_intercept, solver, tol, max_iter, warm_start: See
-            `AverageTopKClassifier`.
+        k, fraction, drop, drop_fraction, C, l1_ratio, fit_intercept, penalize_intercept, solver, tol, max_iter,
+            warm_start: See `AverageTopKClassifier`.
         delta: Where the Huber loss becomes a line, > 0, in units of y.
 
     Attributes:
@@ -204,6 +208,7 @@ class AverageTopKRegressor(LinearRegressor):
         drop: float | None = None,
         drop_fraction: float | None = None,
         C: float = 1.0,
+        l1_ratio: float = 0.0,
         delta: float = 1.0,
         fit_intercept: bool = True,
         penalize_intercept: bool = False,
@@ -218,6 +223,7 @@ class AverageTopKRegressor(LinearRegressor):
         self.drop = drop
         self.drop_fraction = drop_fraction
         self.C = C
+        self.l1_ratio = l1_ratio
         self.delta = delta
         self.fit_intercept = fit_intercept
         self.penalize_intercept = penalize_intercept

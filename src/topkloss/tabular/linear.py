@@ -62,9 +62,10 @@ class _Linear(BaseEstimator):
                 task.loss,
                 mass,
                 k,
-                self.C * float(mass.sum()),
+                self.C * float(mass.sum()) / (1.0 - self.l1_ratio),
                 task.outputs,
                 penalised=self.fit_intercept and self.penalize_intercept,
+                l1=self.l1_ratio / (self.C * float(mass.sum())),
             )
             start = self._start(number, task.outputs, design.columns)
             given = {"tol": self.tol, "max_iter": self.max_iter, "method": self.solver, "start": start}

@@ -88,14 +88,18 @@ def solve(
     direction = _direction(problem, method)
     run = _Run(problem, tol, _scale(problem, outputs), direction.patience)
     sigma, least = problem.cap / run.scale, run.scale
+    holds = problem.bounds * np.sign(coefficients)
     if start is None and design.rows >= 2 * COARSE:
         coefficients, sigma = _coarse(problem, max(tol, START), max_iter, method)
         sigma *= direction.growth
         outputs = design.outputs(coefficients)
-        shares, _, least = Smoothed(problem, shares, sigma).shares(problem.loss.piece(outputs, problem.targets), least)
+        holds = problem.bounds * np.sign(coefficients)
+        pieces = problem.loss.piece(outputs, problem.targets)
+        shares, _, least = Smoothed(problem, shares, sigma, holds, 0.0).shares(pieces, least)
     iterations = 0
     while True:
-        smoothed = Smoothed(problem, shares, sigma)
+        grip = problem.l1 / _size(problem, coefficients, run.scale) * sigma * run.scale / problem.cap
+        smoothed = Smoothed(problem, shares, sigma, holds, grip)
         point = smoothed.at(coefficients, smoothed.look(outputs, least))
         run.begin(problem.cap / sigma)
         while not run.judge(point) and iterations < max_iter:
@@ -103,7 +107,7 @@ def solve(
             step = direction(smoothed, point)
             length, look = smoothed.search(point, step)
             point = smoothed.at(point.coefficients + length * step, look)
-        coefficients, shares, least = point.coefficients, point.shares, point.level
+        coefficients, shares, holds, least = point.coefficients, point.shares, point.holds, point.level
         if run.verdict or run.proves_zero(point) or run.stalled(point) or iterations >= max_iter:
             return run.solution(point, iterations, sigma)
         outputs = design.outputs(coefficients)  # afresh: the steps' rounding errors add up
@@ -134,6 +138,12 @@ def _scale(problem: Problem, outputs: Array) -> float:
     here, nothing = (problem.loss.value(one, problem.targets) for one in (outputs, np.zeros_like(outputs)))
     sizes = float(problem.mass @ here), 1e-8 * float(problem.mass @ nothing)
     return max(sizes) / float(problem.mass.sum()) or 1.0
+
+
+def _size(problem: Problem, coefficients: Array, scale: float) -> float:
+    """The size of the coefficients, as far as it is known."""
+    most = min(math.sqrt(2 * problem.strength * scale), scale / problem.l1 if problem.l1 else math.inf)
+    return max(float(np.abs(coefficients[: problem.design.columns]).mean()), 1e-3 * most)
 
 
 def _rounding(problem: Problem, point: Point) -> float:
@@ -173,12 +183,14 @@ class _Run:
         """Whether the smoothed problem is solved as far as it matters, or the whole problem is."""
         problem = self.problem
         excess, _ = problem.excess(point.pieces, point.shares, point.level)
+        excess += problem.slack(point.coefficients, point.holds)
         weights = point.gradient[:-1] if problem.free_intercept else point.gradient
         residual = problem.strength / 2 * float((weights**2).sum())
         self.gap = excess + residual
-        if self._accurate(point, self.gap):
-            self.gap = problem.certify(point.coefficients, point.outputs, point.shares).gap
-            if self._accurate(point, self.gap):
+        if self._accurate(point.coefficients, self.gap):
+            coefficients, certificate = self._certify(point)
+            self.gap = certificate.gap
+            if self._accurate(coefficients, self.gap):
                 self.verdict = "accurate"
                 return True
         if problem.free_intercept:
@@ -189,8 +201,16 @@ class _Run:
         self.residual = min(residual, self.residual)
         return residual <= self.part * excess or self.waited > (3 if residual <= 1e-12 * self.scale else self.patience)
 
-    def _accurate(self, point: Point, gap: float) -> bool:
-        return math.sqrt(2 * self.problem.strength * gap) <= self.tol * self.problem.norm(point.coefficients)
+    def _accurate(self, coefficients: Array, gap: float) -> bool:
+        return math.sqrt(2 * self.problem.strength * gap) <= self.tol * self.problem.norm(coefficients)
+
+    def _certify(self, point: Point) -> tuple[Array, Certificate]:
+        """The model of a point, where an l1 penalty holds coefficients near 0 they are 0, and its certificate."""
+        problem = self.problem
+        if not point.held.any():
+            return point.coefficients, problem.certify(point.coefficients, point.outputs, point.shares)
+        coefficients = np.where(point.held, 0.0, point.coefficients)
+        return coefficients, problem.certify(coefficients, problem.design.outputs(coefficients), point.shares)
 
     def proves_zero(self, point: Point) -> bool:
         """Whether the shares of this point prove that no weight at all is as good as it gets.
@@ -230,7 +250,7 @@ class _Run:
         self.idle = 0 if self.gap < 0.5 * self.best else self.idle + 1
         self.last, self.best = self.gap, min(self.best, self.gap)
         if self.idle > 0 and self.gap <= 1e-10 * self.scale:
-            certificate = self.problem.certify(point.coefficients, point.outputs, point.shares)
+            _, certificate = self._certify(point)
             if certificate.gap <= max(ROUNDING * certificate.objective, _rounding(self.problem, point)):
                 self.verdict = "rounding"
         return bool(self.verdict) or self.idle > 12
@@ -240,7 +260,5 @@ class _Run:
         if self.zero is not None:
             coefficients, certificate = self.zero
             return Solution(coefficients, point.shares, certificate, iterations, True, sigma, zero=True)
-        certificate = self.problem.certify(point.coefficients, point.outputs, point.shares)
-        return Solution(
-            point.coefficients, point.shares, certificate, iterations, bool(self.verdict), sigma, zero=False
-        )
+        coefficients, certificate = self._certify(point)
+        return Solution(coefficients, point.shares, certificate, iterations, bool(self.verdict), sigma, zero=False)
