@@ -355,8 +355,8 @@ def test_rows_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_newton_is_chosen_where_its_matrix_is_small() -> None:
     small, large = make("hinge", 0, share=0.5, strength=1.0), make("hinge", 0, share=0.5, strength=1.0)
     large = dataclasses.replace(large, design=Design(np.zeros((30, proximal.MANY)), intercept=True))
-    assert isinstance(proximal._direction(small, "auto"), directions.Newton)
-    assert isinstance(proximal._direction(large, "auto"), directions.LimitedMemory)
+    assert isinstance(proximal.choose(small, "auto"), directions.Newton)
+    assert isinstance(proximal.choose(large, "auto"), directions.LimitedMemory)
 
 
 @pytest.mark.parametrize("name", ["logistic", "absolute", "softmax"])
@@ -366,7 +366,7 @@ def test_a_start_from_a_part_of_the_rows_changes_nothing(name: str, monkeypatch:
     one = Problem(Design(features, intercept=True), targets, LOSSES[name], mass, 0.7 * mass.sum(), 5.0, outputs)
     whole = solve(one, tol=1e-7, max_iter=2000)
     monkeypatch.setattr(proximal, "COARSE", 60)
-    coefficients, _ = proximal._coarse(one, 1e-3, 2000, "auto")
+    coefficients = solve(proximal._part(one), tol=1e-3, max_iter=2000).coefficients
     assert coefficients != pytest.approx(whole.coefficients, abs=1e-3)
     part = solve(one, tol=1e-7, max_iter=2000)
     assert part.converged

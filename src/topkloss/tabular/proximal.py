@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from topkloss.tabular.design import Design
 from topkloss.tabular.directions import Direction, LimitedMemory, Newton
+from topkloss.tabular.flat import ROUNDING, decide, zero_model
 from topkloss.tabular.losses import Array
 from topkloss.tabular.problem import Certificate, Problem
 from topkloss.tabular.smoothed import Point, Smoothed
 
-__all__ = ["Solution", "solve"]
+__all__ = ["Solution", "choose", "constant", "solve"]
 
 # From so many unknowns on no square matrix of them is made.
 MANY = 600
@@ -37,9 +39,6 @@ START = 0.003
 # Sharper than this, in units of cap / loss, the shares drown in the rounding of the losses.
 SHARPEST = 1e10
 
-# Smaller gaps, relative to the objective, are below what float64 can tell.
-ROUNDING = 4e-15
-
 
 @dataclass(frozen=True, eq=False)
 class Solution:
@@ -47,8 +46,8 @@ class Solution:
 
     Attributes:
         coefficients: Shape (d or d + 1, m), intercepts last.
-        shares: The dual variables p that prove it, shape (n,).
         certificate: The gap and what it is made of.
+        shares: The dual variables p that prove it, shape (n,).
         iterations: Steps taken, in all smoothed problems together.
         converged: Whether the accuracy asked for was reached.
         sigma: How sharp the last smoothed problem was.
@@ -56,8 +55,8 @@ class Solution:
     """
 
     coefficients: Array
-    shares: Array
     certificate: Certificate
+    shares: Array
     iterations: int
     converged: bool
     sigma: float
@@ -85,20 +84,27 @@ def solve(
     coefficients = np.zeros(problem.shape) if start is None else start
     outputs = design.outputs(coefficients)
     shares = np.zeros(design.rows) if problem.loss.signed else np.full(design.rows, 1.0 / problem.mass.sum())
-    direction = _direction(problem, method)
+    direction = choose(problem, method)
     run = _Run(problem, tol, _scale(problem, outputs), direction.patience)
     sigma, least = problem.cap / run.scale, run.scale
     holds = problem.bounds * np.sign(coefficients)
     if start is None and design.rows >= 2 * COARSE:
-        coefficients, sigma = _coarse(problem, max(tol, START), max_iter, method)
-        sigma *= direction.growth
+        part = _part(problem)
+        near = solve(part, tol=max(tol, START), max_iter=max_iter, method=method)
+        if near.zero:
+            again = decide(part, near.coefficients, choose(part, method), tol=tol)
+            start = again.point.coefficients  # so near that a few of Newton's steps are worth their cost
+            whole = decide(problem, constant(problem), choose(part, method), tol=tol, start=start)
+            if whole.model is not None:
+                return Solution(*whole.model, whole.point.shares, whole.steps, True, sigma, zero=True)
+        coefficients, sigma = near.coefficients, near.sigma * part.k / problem.k * direction.growth
         outputs = design.outputs(coefficients)
         holds = problem.bounds * np.sign(coefficients)
         pieces = problem.loss.piece(outputs, problem.targets)
         shares, _, least = Smoothed(problem, shares, sigma, holds, 0.0).shares(pieces, least)
     iterations = 0
     while True:
-        grip = problem.l1 / _size(problem, coefficients, run.scale) * sigma * run.scale / problem.cap
+        grip = _grip(problem, coefficients, run.scale, sigma)
         smoothed = Smoothed(problem, shares, sigma, holds, grip)
         point = smoothed.at(coefficients, smoothed.look(outputs, least))
         run.begin(problem.cap / sigma)
@@ -117,17 +123,29 @@ def solve(
             direction.forget_last()
 
 
-def _coarse(problem: Problem, tol: float, max_iter: int, method: str) -> tuple[Array, float]:
-    """The model of a part of the rows, every so manieth, and how sharp its last smoothed problem was."""
+def _part(problem: Problem) -> Problem:
+    """The same of every so manieth row."""
     step = max(2, problem.design.rows // COARSE)
     mass = problem.mass[::step]
     k = min(problem.k * float(mass.sum()) / float(problem.mass.sum()), float(mass.sum()))
-    part = replace(problem, design=problem.design.every(step), targets=problem.targets[::step], mass=mass, k=k)
-    found = solve(part, tol=tol, max_iter=max_iter, method=method)
-    return found.coefficients, found.sigma * part.k / problem.k
+    return replace(problem, design=problem.design.every(step), targets=problem.targets[::step], mass=mass, k=k)
 
 
-def _direction(problem: Problem, method: str) -> Direction:
+def constant(problem: Problem) -> Array:
+    """The best model without weights, shape of the coefficients: of each different target one example will do."""
+    found = np.zeros(problem.shape)
+    if not problem.design.intercept:
+        return found
+    targets, which = np.unique(problem.targets, return_inverse=True)
+    mass = np.bincount(which, weights=problem.mass).astype(np.float64, copy=False)
+    design = Design(np.empty((len(targets), 0)), intercept=True)
+    one = replace(problem, design=design, targets=targets, mass=mass, l1=problem.l1 * problem.penalised)
+    found[-1] = solve(one, tol=1e-9, max_iter=1000, method="newton").coefficients[-1]
+    return found
+
+
+def choose(problem: Problem, method: str) -> Direction:
+    """Newton's direction, or that of a limited memory."""
     unknowns = problem.shape[0] * problem.shape[1]
     small = unknowns <= MANY and problem.design.rows * unknowns**2 <= COSTLY
     return Newton() if method == "newton" or (method == "auto" and small) else LimitedMemory()
@@ -140,10 +158,13 @@ def _scale(problem: Problem, outputs: Array) -> float:
     return max(sizes) / float(problem.mass.sum()) or 1.0
 
 
-def _size(problem: Problem, coefficients: Array, scale: float) -> float:
-    """The size of the coefficients, as far as it is known."""
-    most = min(math.sqrt(2 * problem.strength * scale), scale / problem.l1 if problem.l1 else math.inf)
-    return max(float(np.abs(coefficients[: problem.design.columns]).mean()), 1e-3 * most)
+def _grip(problem: Problem, coefficients: Array, scale: float, sigma: float) -> float:
+    """How far h moves with the coefficients: as sharp, in units of their size, as p is in units of the losses."""
+    if not problem.l1:
+        return 0.0
+    most = min(math.sqrt(2 * problem.strength * scale), scale / problem.l1)
+    size = max(float(np.abs(coefficients).mean()), 1e-3 * most)
+    return problem.l1 / size * sigma * scale / problem.cap
 
 
 def _rounding(problem: Problem, point: Point) -> float:
@@ -213,35 +234,15 @@ class _Run:
         return coefficients, problem.certify(coefficients, problem.design.outputs(coefficients), point.shares)
 
     def proves_zero(self, point: Point) -> bool:
-        """Whether the shares of this point prove that no weight at all is as good as it gets.
-
-        The optimum then is no farther from 0 than a small part of what slopes of random directions would add up to,
-        and no better than by a small part of the objective.
-        """
-        problem = self.problem
-        coefficients = point.coefficients.copy()
-        coefficients[: problem.design.columns] = 0.0
-        if problem.design.intercept and problem.penalised:
-            coefficients[-1] = 0.0
-        outputs = np.zeros_like(point.outputs) + (coefficients[-1] if problem.design.intercept else 0.0)
-        excess, _ = problem.excess(problem.loss.piece(outputs, problem.targets), point.shares)
-        small = max(self.tol**2, ROUNDING)
-        if excess > small * self.scale or problem.penalty(point.coefficients) > 1e-2 * self.scale:
+        """Whether the shares of this point prove that no weight at all is as good as it gets."""
+        if self.problem.penalty(point.coefficients) > 1e-2 * self.scale:
             return False
-        certificate = problem.certify(coefficients, outputs, point.shares)
-        duals = (problem.mass * point.shares) ** 2 * (point.slopes**2).sum(axis=1)
-        chance = problem.strength * math.sqrt(float(duals @ self._norms()))
-        far = math.sqrt(2 * problem.strength * certificate.gap)
-        if far > self.tol * chance or certificate.gap > small * certificate.objective:
-            return False
-        self.verdict, self.zero = "zero", (coefficients, certificate)
-        return True
-
-    def _norms(self) -> Array:
         if self.squared_norms is None:
-            ones = self.problem.design.intercept and self.problem.penalised
-            self.squared_norms = self.problem.design.squared_norms() + float(ones)
-        return self.squared_norms
+            self.squared_norms = self.problem.design.squared_norms()
+        self.zero = zero_model(self.problem, point, self.tol, self.squared_norms)
+        if self.zero is not None:
+            self.verdict = "zero"
+        return self.zero is not None
 
     def stalled(self, point: Point) -> bool:
         """After a smoothed problem: whether the last ones brought nothing, or nothing more can be told."""
@@ -258,7 +259,5 @@ class _Run:
     def solution(self, point: Point, iterations: int, sigma: float) -> Solution:
         """What was reached."""
         if self.zero is not None:
-            coefficients, certificate = self.zero
-            return Solution(coefficients, point.shares, certificate, iterations, True, sigma, zero=True)
-        coefficients, certificate = self._certify(point)
-        return Solution(coefficients, point.shares, certificate, iterations, bool(self.verdict), sigma, zero=False)
+            return Solution(*self.zero, point.shares, iterations, True, sigma, zero=True)
+        return Solution(*self._certify(point), point.shares, iterations, bool(self.verdict), sigma, zero=False)
