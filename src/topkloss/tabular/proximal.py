@@ -90,13 +90,12 @@ def solve(
     holds = problem.bounds * np.sign(coefficients)
     if start is None and design.rows >= 2 * COARSE:
         part = _part(problem)
+        zero = decide(part, constant(part), choose(part, method), tol=tol)
+        if zero.optimal:  # so near for the whole, too, that a few of Newton's steps are worth their cost
+            zero = decide(problem, constant(problem), choose(part, method), tol=tol, start=zero.point.coefficients)
+            if zero.model is not None:
+                return Solution(*zero.model, zero.point.shares, zero.steps, True, sigma, zero=True)
         near = solve(part, tol=max(tol, START), max_iter=max_iter, method=method)
-        if near.zero:
-            again = decide(part, near.coefficients, choose(part, method), tol=tol)
-            start = again.point.coefficients  # so near that a few of Newton's steps are worth their cost
-            whole = decide(problem, constant(problem), choose(part, method), tol=tol, start=start)
-            if whole.model is not None:
-                return Solution(*whole.model, whole.point.shares, whole.steps, True, sigma, zero=True)
         coefficients, sigma = near.coefficients, near.sigma * part.k / problem.k * direction.growth
         outputs = design.outputs(coefficients)
         holds = problem.bounds * np.sign(coefficients)
@@ -194,6 +193,7 @@ class _Run:
         self.part = 0.1
         self.squared_norms: Array | None = None
         self.zero: tuple[Array, Certificate] | None = None
+        self.certified: tuple[Point, Array, Certificate] | None = None
 
     def begin(self, width: float) -> None:
         """A new smoothed problem, in which the losses of the examples that move differ by so much."""
@@ -227,11 +227,13 @@ class _Run:
 
     def _certify(self, point: Point) -> tuple[Array, Certificate]:
         """The model of a point, where an l1 penalty holds coefficients near 0 they are 0, and its certificate."""
-        problem = self.problem
-        if not point.held.any():
-            return point.coefficients, problem.certify(point.coefficients, point.outputs, point.shares)
-        coefficients = np.where(point.held, 0.0, point.coefficients)
-        return coefficients, problem.certify(coefficients, problem.design.outputs(coefficients), point.shares)
+        if self.certified is None or self.certified[0] is not point:
+            coefficients, outputs = point.coefficients, point.outputs
+            if point.held.any():
+                coefficients = np.where(point.held, 0.0, coefficients)
+                outputs = self.problem.design.outputs(coefficients)
+            self.certified = point, coefficients, self.problem.certify(coefficients, outputs, point.shares)
+        return self.certified[1:]
 
     def proves_zero(self, point: Point) -> bool:
         """Whether the shares of this point prove that no weight at all is as good as it gets."""
