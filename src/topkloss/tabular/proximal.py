@@ -208,16 +208,19 @@ class _Run:
         weights = point.gradient[:-1] if problem.free_intercept else point.gradient
         residual = problem.strength / 2 * float((weights**2).sum())
         self.gap = excess + residual
-        if self._accurate(point.coefficients, self.gap):
+        unbalanced = 0.0
+        if problem.free_intercept:
+            # made good among the examples that move, whose losses differ by no more than this; else by all
+            width = min(self.width, self.scale) if point.moving.any() else self.scale
+            unbalanced = _imbalance(problem, point) * width
+        hopeless = 0.1 * unbalanced if unbalanced > 1e-12 * self.scale else 0.0  # a certificate costs a step
+        if self._accurate(point.coefficients, self.gap + hopeless):
             coefficients, certificate = self._certify(point)
             self.gap = certificate.gap
             if self._accurate(coefficients, self.gap):
                 self.verdict = "accurate"
                 return True
-        if problem.free_intercept:
-            # made good among the examples that move, whose losses differ by no more than this; else by all
-            width = min(self.width, self.scale) if point.moving.any() else self.scale
-            residual += _imbalance(problem, point) * width
+        residual += unbalanced
         self.waited = 0 if residual < 0.5 * self.residual else self.waited + 1
         self.residual = min(residual, self.residual)
         return residual <= self.part * excess or self.waited > (3 if residual <= 1e-12 * self.scale else self.patience)
