@@ -148,13 +148,13 @@ class AverageTopKClassifier(LinearClassifier):
         check_stream(self, total)
         X, y, mass = self._read(X, y, sample_weight, reset=first)
         check_classification_targets(y)
-        _check_partial_fit_first_call(self, classes)
-        unknown = np.setdiff1d(y, self.classes_)
-        if len(unknown):
+        known = np.unique(classes) if classes is not None else getattr(self, "classes_", np.unique(y))
+        unknown = np.setdiff1d(y, known).tolist()
+        if unknown:
             raise ValueError(
-                f"`y` must hold labels of `classes`, {self.classes_}; got {unknown[0]!r}. Name all labels at the first "
-                "call."
+                f"`y` must hold labels of `classes`, {known}; got {unknown[0]!r}. Name all labels at the first call."
             )
+        _check_partial_fit_first_call(self, classes)
         mass = masses_of_classes(self.class_weight, self.classes_, y, mass)
         self._feed(X, self._tasks(y, self.classes_), mass, total)
         self._merge()
