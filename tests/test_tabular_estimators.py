@@ -42,6 +42,7 @@ def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     [
         AverageTopKClassifier("hinge", fraction=0.9, penalize_intercept=True),
         AverageTopKClassifier("squared_hinge", solver="lbfgs"),
+        AverageTopKClassifier(fraction=0.9, l1_ratio=0.5),
         AverageTopKRegressor("absolute", k=15, fit_intercept=False),
     ]
 )
