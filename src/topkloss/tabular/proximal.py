@@ -36,7 +36,10 @@ COARSE = 50_000
 # How accurate that start is, relatively: about as much as the part tells of the whole.
 START = 0.003
 
-# Sharper than this, in units of cap / loss, the shares drown in the rounding of the losses.
+# Sharper than this, in units of cap / loss, no first problem of the whole is: its gradients would jump about.
+SHARP_START = 1e4
+
+# Sharper than this the shares drown in the rounding of the losses.
 SHARPEST = 1e10
 
 
@@ -96,7 +99,8 @@ def solve(
             if zero.model is not None:
                 return Solution(*zero.model, zero.point.shares, zero.steps, True, sigma, zero=True)
         near = solve(part, tol=max(tol, START), max_iter=max_iter, method=method)
-        coefficients, sigma = near.coefficients, near.sigma * part.k / problem.k * direction.growth
+        sigma = min(near.sigma * part.k / problem.k, SHARP_START * sigma) * direction.growth
+        coefficients = near.coefficients
         outputs = design.outputs(coefficients)
         holds = problem.bounds * np.sign(coefficients)
         pieces = problem.loss.piece(outputs, problem.targets)
