@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import optimize, sparse
 
+from benchmarks import tabular as benchmark
 from tests.conic import optimum
 from topkloss.tabular import directions, problem, proximal, smoothed
 from topkloss.tabular.design import Design
+from topkloss.tabular.flat import decide
 from topkloss.tabular.losses import CLASSIFICATION, REGRESSION, Huber, Loss
 from topkloss.tabular.problem import Problem
-from topkloss.tabular.proximal import solve
+from topkloss.tabular.proximal import choose, constant, solve
 from topkloss.tabular.topk import project
 
 Array = NDArray[np.float64]
@@ -200,6 +202,63 @@ def test_the_maximum_and_less_than_one_example(name: str, k: float) -> None:
     assert found.converged
 
 
+# the zero model
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["free", "penalised", "none"])
+def test_the_best_constant_is_that_of_a_conic_solver(name: str, kind: str) -> None:
+    one = make(name, 2, share=0.45, strength=2.0, kind=kind)
+    found = constant(one)
+    assert not found[:3].any()
+    bare = dataclasses.replace(one, design=Design(np.zeros((30, 1)), intercept=kind != "none"))
+    low, high = truth(bare, name)
+    assert low * (1 - 1e-7) <= one.objective(found) <= high * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["free", "none"])
+@pytest.mark.parametrize("l1", [0.0, 0.05])
+def test_the_zero_model_is_optimal_where_a_conic_solver_finds_no_better(name: str, kind: str, l1: float) -> None:
+    decided = []
+    for share in (0.05, 0.2, 0.4, 0.6, 1.0):
+        one = make(name, 3, share=share, strength=2.0, kind=kind, l1=l1)
+        nothing = one.objective(constant(one))
+        for method in ("newton", "lbfgs"):
+            found = decide(one, constant(one), choose(one, method), tol=1e-4)
+            low, high = truth(one, name)
+            if found.optimal:
+                assert found.model is not None
+                assert nothing <= high * (1 + 1e-7)
+                assert found.model[1].objective - found.model[1].gap <= low * (1 + 1e-7)
+            elif found.optimal is False:
+                assert nothing > low * (1 - 1e-7)
+                assert one.objective(found.point.coefficients) < nothing
+            decided.append(found.optimal)
+    assert False in decided
+    assert None not in decided[::2]  # Newton decides
+
+
+@pytest.mark.parametrize(("share", "weight"), [(0.2, None), (0.3, 8.0), (0.95, 20.0)])
+def test_of_many_rows_the_zero_model_takes_a_few_steps(
+    share: float, weight: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes of the same mass, and others, where the best constant is not 0."""
+    chance = np.random.default_rng(0)
+    features = chance.normal(size=(4000, 5))
+    targets = np.where(features[:, 0] + 4 * chance.normal(size=4000) > 0, 1.0, -1.0)
+    mass = np.ones(4000) if weight is None else np.where(targets > 0, weight, 1.0)
+    one = Problem(Design(features, intercept=True), targets, LOSSES["logistic"], mass, share * mass.sum(), 5.0)
+    direct = solve(one, tol=1e-3, max_iter=500)
+    monkeypatch.setattr(proximal, "COARSE", 1000)
+    found = solve(one, tol=1e-3, max_iter=500)
+    assert found.zero == direct.zero == (share < 0.9)
+    assert found.certificate.objective == pytest.approx(direct.certificate.objective, rel=1e-6)
+    if found.zero:
+        assert found.iterations <= 6
+        assert found.certificate.gap <= 1e-6 * found.certificate.objective
+
+
 # the certificate
 
 
@@ -371,6 +430,17 @@ def test_a_start_from_a_part_of_the_rows_changes_nothing(name: str, monkeypatch:
     part = solve(one, tol=1e-7, max_iter=2000)
     assert part.converged
     assert part.coefficients == pytest.approx(whole.coefficients, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.55, 0.6])
+def test_a_part_that_ended_sharp_does_not_hold_up_the_whole(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse, nearly the zero model: from so sharp a start L-BFGS takes up to a thousand steps."""
+    features, labels = benchmark.draw("sparse", 1000, 500)
+    monkeypatch.setattr(proximal, "COARSE", 500)
+    one = Problem(Design(features, intercept=True), labels, LOSSES["logistic"], np.ones(1000), share * 1000, 1.0)
+    found = solve(one, tol=1e-3, max_iter=300, method="lbfgs")
+    assert found.converged
+    assert not found.zero
 
 
 @settings(max_examples=10)

@@ -72,7 +72,7 @@ def decide(
     point = smoothed.at(here, smoothed.look(outputs, level))
     most = STEPS if isinstance(direction, Newton) else MORE_STEPS
     for steps in range(most):
-        model = zero_model(problem, point, tol, norms)
+        model = zero_model(problem, point, constant, tol, norms)
         if model is not None:
             return Decision(True, point, steps, model)
         if problem.objective(point.coefficients, point.outputs) < nothing * (1 - 1e-12):
@@ -83,8 +83,10 @@ def decide(
     return Decision(None, point, most)
 
 
-def zero_model(problem: Problem, point: Point, tol: float, norms: Array) -> tuple[Array, Certificate] | None:
-    """The model without weights and its certificate, where the shares of a point prove that nothing is better.
+def zero_model(
+    problem: Problem, point: Point, constant: Array, tol: float, norms: Array
+) -> tuple[Array, Certificate] | None:
+    """A model without weights and its certificate, where the shares of a point prove that nothing is better.
 
     The optimum then is no farther from 0 than a small part of what slopes of random directions would add up to, and no
     better than by a small part of the objective.
@@ -92,6 +94,7 @@ def zero_model(problem: Problem, point: Point, tol: float, norms: Array) -> tupl
     Args:
         problem: The problem.
         point: Any.
+        constant: The model without weights, shape of the coefficients.
         tol: The small part.
         norms: Squares of the lengths of the rows of the features.
     """
@@ -102,13 +105,9 @@ def zero_model(problem: Problem, point: Point, tol: float, norms: Array) -> tupl
     excess = np.maximum(np.abs(pull) - problem.l1, 0.0)
     if problem.strength * float(np.linalg.norm(excess)) > 2 * tol * chance:
         return None
-    coefficients = point.coefficients.copy()
-    coefficients[:columns] = 0.0
-    if penalised:
-        coefficients[-1] = 0.0
-    outputs = np.zeros_like(point.outputs) + (coefficients[-1] if problem.design.intercept else 0.0)
-    certificate = problem.certify(coefficients, outputs, point.shares)
+    outputs = np.zeros_like(point.outputs) + (constant[-1] if problem.design.intercept else 0.0)
+    certificate = problem.certify(constant, outputs, point.shares)
     far = math.sqrt(2 * problem.strength * certificate.gap)
     if far > tol * chance or certificate.gap > max(tol**2, ROUNDING) * certificate.objective:
         return None
-    return coefficients, certificate
+    return constant, certificate

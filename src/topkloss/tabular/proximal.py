@@ -248,7 +248,10 @@ class _Run:
             return False
         if self.squared_norms is None:
             self.squared_norms = self.problem.design.squared_norms()
-        self.zero = zero_model(self.problem, point, self.tol, self.squared_norms)
+        constant = np.zeros_like(point.coefficients)
+        if self.problem.free_intercept:
+            constant[-1] = point.coefficients[-1]
+        self.zero = zero_model(self.problem, point, constant, self.tol, self.squared_norms)
         if self.zero is not None:
             self.verdict = "zero"
         return self.zero is not None

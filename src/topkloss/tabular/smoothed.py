@@ -148,6 +148,8 @@ class Smoothed:
                 return low, self.look(point.outputs + low * change, point.level)
             middle = low - below * (high - low) / (above - below)
             length = min(max(middle, low + 0.05 * (high - low)), high - 0.05 * (high - low))
+        else:
+            look = self.look(point.outputs + length * change, point.level)
         return length, look
 
 
