@@ -11,7 +11,7 @@ from topkloss.tabular.design import Design
 from topkloss.tabular.losses import Array
 from topkloss.tabular.smoothed import Point, Smoothed
 
-__all__ = ["Direction", "LimitedMemory", "Newton", "blocks", "downhill"]
+__all__ = ["Chord", "Direction", "LimitedMemory", "Newton", "blocks", "downhill"]
 
 
 class Direction(Protocol):
@@ -35,6 +35,20 @@ class Newton:
     def __call__(self, smoothed: Smoothed, point: Point) -> Array:
         """Where the local parabola is least."""
         step = downhill(_hessian(smoothed, point), point.gradient.T.ravel())
+        return step.reshape(point.gradient.T.shape).T
+
+
+class Chord:
+    """Newton's step with the curvature at a point of a part of the rows: no matrix of the whole is made."""
+
+    growth, patience = Newton.growth, Newton.patience
+
+    def __init__(self, smoothed: Smoothed, point: Point) -> None:
+        self.hessian = _hessian(smoothed, point)
+
+    def __call__(self, smoothed: Smoothed, point: Point) -> Array:
+        """Where a parabola with this curvature is least."""
+        step = downhill(self.hessian, point.gradient.T.ravel())
         return step.reshape(point.gradient.T.shape).T
 
 

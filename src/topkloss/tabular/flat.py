@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from topkloss.tabular.directions import Direction, Newton
+from topkloss.tabular.directions import Direction, LimitedMemory
 from topkloss.tabular.losses import Array
 from topkloss.tabular.problem import Certificate, Problem
 from topkloss.tabular.smoothed import Point, Smoothed
@@ -36,12 +36,14 @@ class Decision:
 
     Attributes:
         optimal: Whether it is optimal; None where that was not decided.
+        smoothed: The problem in which it was searched.
         point: Where the search ended.
         steps: Taken.
         model: It and its certificate, where it is optimal.
     """
 
     optimal: bool | None
+    smoothed: Smoothed
     point: Point
     steps: int
     model: tuple[Array, Certificate] | None = None
@@ -70,17 +72,17 @@ def decide(
     outputs = design.outputs(here)
     level = max(float(problem.mass @ problem.loss.value(outputs, problem.targets)) / float(problem.mass.sum()), 0.0)
     point = smoothed.at(here, smoothed.look(outputs, level))
-    most = STEPS if isinstance(direction, Newton) else MORE_STEPS
+    most = MORE_STEPS if isinstance(direction, LimitedMemory) else STEPS
     for steps in range(most):
         model = zero_model(problem, point, constant, tol, norms)
         if model is not None:
-            return Decision(True, point, steps, model)
+            return Decision(True, smoothed, point, steps, model)
         if problem.objective(point.coefficients, point.outputs) < nothing * (1 - 1e-12):
-            return Decision(False, point, steps)
+            return Decision(False, smoothed, point, steps)
         step = direction(smoothed, point)
         far, look = smoothed.search(point, step)
         point = smoothed.at(point.coefficients + far * step, look)
-    return Decision(None, point, most)
+    return Decision(None, smoothed, point, most)
 
 
 def zero_model(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from topkloss.tabular.design import Design
-from topkloss.tabular.directions import Direction, LimitedMemory, Newton
+from topkloss.tabular.directions import Chord, Direction, LimitedMemory, Newton
 from topkloss.tabular.flat import ROUNDING, decide, zero_model
 from topkloss.tabular.losses import Array
 from topkloss.tabular.problem import Certificate, Problem
@@ -85,7 +85,7 @@ def solve(
     """
     design = problem.design
     coefficients = np.zeros(problem.shape) if start is None else start
-    outputs = design.outputs(coefficients)
+    outputs = np.zeros((design.rows, problem.outputs)) if start is None else design.outputs(coefficients)
     shares = np.zeros(design.rows) if problem.loss.signed else np.full(design.rows, 1.0 / problem.mass.sum())
     direction = choose(problem, method)
     run = _Run(problem, tol, _scale(problem, outputs), direction.patience)
@@ -94,8 +94,10 @@ def solve(
     if start is None and design.rows >= 2 * COARSE:
         part = _part(problem)
         zero = decide(part, constant(part), choose(part, method), tol=tol)
-        if zero.optimal:  # so near for the whole, too, that a few of Newton's steps are worth their cost
-            zero = decide(problem, constant(problem), choose(part, method), tol=tol, start=zero.point.coefficients)
+        if zero.optimal:  # nearly so for the whole, too, and as curved
+            kind = choose(part, method)
+            along = Chord(zero.smoothed, zero.point) if isinstance(kind, Newton) else kind
+            zero = decide(problem, constant(problem), along, tol=tol, start=zero.point.coefficients)
             if zero.model is not None:
                 return Solution(*zero.model, zero.point.shares, zero.steps, True, sigma, zero=True)
         near = solve(part, tol=max(tol, START), max_iter=max_iter, method=method)
