@@ -432,6 +432,24 @@ def test_a_start_from_a_part_of_the_rows_changes_nothing(name: str, monkeypatch:
     assert part.coefficients == pytest.approx(whole.coefficients, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["squared", "absolute", "logistic", "softmax"])
+def test_a_part_of_the_rows_may_lack_what_the_whole_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its targets are the same; and so may be those of the whole."""
+    features = np.random.default_rng(0).normal(size=(300, 3))
+    monkeypatch.setattr(proximal, "COARSE", 60)
+    for others in (40, 0) if name in REGRESSION else (40,):
+        targets = np.full(300, 1.0)
+        targets[np.arange(others) * 5 + 2] = -1.0 if name == "logistic" else 0.0
+        outputs = 2 if name == "softmax" else 1
+        one = Problem(Design(features, intercept=True), targets, LOSSES[name], np.ones(300), 290.0, 5.0, outputs)
+        found = solve(one, tol=1e-3, max_iter=500)
+        assert found.converged
+        monkeypatch.setattr(proximal, "COARSE", 1000)
+        direct = solve(one, tol=1e-3, max_iter=500)
+        monkeypatch.setattr(proximal, "COARSE", 60)
+        assert found.certificate.objective == pytest.approx(direct.certificate.objective, rel=1e-5, abs=1e-9)
+
+
 @pytest.mark.parametrize("share", [0.55, 0.6])
 def test_a_part_that_ended_sharp_does_not_hold_up_the_whole(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse, nearly the zero model: from so sharp a start L-BFGS takes up to a thousand steps."""

@@ -166,6 +166,22 @@ def test_a_class_may_come_late() -> None:
     assert late.coef_ == pytest.approx(exact.coef_, rel=0.05)
 
 
+@pytest.mark.parametrize("loss", ["squared", "absolute", "huber"])
+@pytest.mark.parametrize("value", [0.0, 5.0])
+def test_targets_that_are_all_the_same_are_found(loss: str, value: float) -> None:
+    features, _, _ = table()
+    model = feed(AverageTopKRegressor(loss, fraction=0.5), features, np.full(150, value), passes=3, total=150)
+    assert model.predict(features) == pytest.approx(value, abs=0.05)
+    assert model.coef_ == pytest.approx(0, abs=0.02)
+
+
+def test_a_chunk_without_mass_changes_nothing() -> None:
+    features, labels, _ = table()
+    model = AverageTopKClassifier(class_weight={0: 0.0, 1: 1.0, 2: 1.0}).partial_fit(features, labels + 1, [0, 1, 2])
+    before = model.coef_.copy()
+    assert (model.partial_fit(features, np.zeros(150)).coef_ == before).all()
+
+
 # how near it comes
 
 

@@ -57,7 +57,7 @@ def decide(
     Args:
         problem: The problem.
         constant: Its best model without weights, shape of the coefficients.
-        direction: Newton's or that of a limited memory.
+        direction: One of `topkloss.tabular.directions`.
         tol: See `topkloss.tabular.proximal.solve`.
         start: Where this ended for a part of the rows.
     """
@@ -65,7 +65,8 @@ def decide(
     here = constant if start is None else np.vstack([start[: design.columns], constant[design.columns :]])
     nothing = problem.objective(constant)
     norms = design.squared_norms()
-    sigma = SHARP * problem.cap / nothing
+    scale = max(nothing, 1e-8 * problem.objective(np.zeros_like(constant), np.zeros((design.rows, problem.outputs))))
+    sigma = SHARP * problem.cap / (scale or 1.0)
     centre = np.zeros(design.rows) if problem.loss.signed else np.full(design.rows, 1.0 / problem.mass.sum())
     length = math.sqrt(float(norms.mean()) / max(1, design.columns))
     smoothed = Smoothed(problem, centre, sigma, np.zeros(problem.shape), problem.l1 * length * sigma / problem.cap)

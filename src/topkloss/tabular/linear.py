@@ -135,7 +135,7 @@ class _Linear(BaseEstimator):
                 )
                 for task in tasks
             ]
-        if len(mass) > 0:
+        if mass.sum() > 0:
             design = Design(features, intercept=self.fit_intercept)
             for stream, task in zip(self._streams, tasks, strict=True):
                 stream.update(design, task.targets, mass)

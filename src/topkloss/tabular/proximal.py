@@ -168,7 +168,7 @@ def _grip(problem: Problem, coefficients: Array, scale: float, sigma: float) -> 
     if not problem.l1:
         return 0.0
     most = min(math.sqrt(2 * problem.strength * scale), scale / problem.l1)
-    size = max(float(np.abs(coefficients).mean()), 1e-3 * most)
+    size = max(float(np.abs(coefficients[problem.bounds[:, 0] > 0]).mean()), 1e-3 * most)
     return problem.l1 / size * sigma * scale / problem.cap
 
 

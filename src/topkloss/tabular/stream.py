@@ -180,7 +180,7 @@ class Stream:
         Args:
             design: Its features.
             targets: As the loss wants them, shape (n,).
-            mass: Mass of each example, shape (n,), > 0.
+            mass: Mass of each example, shape (n,), >= 0, not all 0.
         """
         whole = float(mass.sum())
         self._penalise(whole)
@@ -193,13 +193,13 @@ class Stream:
         start = self.place.copy()
         least = LEAST * self._without_model(chunk) if first else 0.0
         mean = max(here, least) / whole if first else (self.losses + here) / (self.mass + whole)
-        while True:
+        for _ in range(STEPS):
             chunk = _Chunk(design, targets, mass, self.loss, self.fraction, max(NARROW * mean, 1e-150))
             outputs = self._minimise(chunk, start, mean * whole)
             if not first or chunk.smooth:
                 break
             here = max(float(mass @ self.loss.value(outputs, targets)), least)
-            if here > 0.7 * mean * whole:
+            if here >= 0.7 * mean * whole:
                 break
             mean = here / whole
         self.tilt = self._gradient(chunk, outputs, start)
