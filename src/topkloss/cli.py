@@ -143,9 +143,8 @@ def _report_rows(runs: Sequence[Path], figure: Path | None) -> None:
     from topkloss.training.features.records import TableRecord
 
     losses = None if figure is None else losses_of(runs)
-    print(rows_table([TableRecord.read(run) for run in runs]))
-    for run in runs:
-        print(f"\n{hardest(run)}")
+    records, hard = [TableRecord.read(run) for run in runs], [hardest(run) for run in runs]
+    print("\n\n".join([rows_table(records), *hard]))
     if figure is not None and losses is not None:
         from topkloss.report.curves import draw_inspection
 

@@ -61,6 +61,8 @@ def hardest(folder: Path) -> str:
             reader = csv.DictReader(file)
             unit = (reader.fieldnames or ["line"])[0]
             rows = [(float(row["loss"]), row[unit], row) for row in reader if row["part"] == "held_out"]
+        if not rows:
+            raise ValueError("no held-out row")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(
             f"{path} must be what a run wrote; got {type(error).__name__}: {error}. Copy it whole, or train again."
@@ -128,11 +130,10 @@ def _verdict(record: TableRecord, several: bool) -> list[str]:
         factor, unit = (1.0, "of mean absolute error") if of_numbers else (100.0, "points of accuracy")
         gain, points = factor * record.difference, factor * record.chance
         said = "no more than" if abs(gain) <= points else "more than"
-        digits = "{:.4g}" if of_numbers else "{:.1f}"
         lines.append(
-            f"{run}On {n} held-out rows {model.called} is {digits.format(abs(gain))} {unit} "
+            f"{run}On {n} held-out rows {model.called} is {abs(gain):.2g} {unit} "
             f"{'better' if gain >= 0 else 'worse'} than the plain average, tuned as well:\n{said} the "
-            f"{digits.format(points)} that the choice of these rows explains by chance. Another seed draws others: one "
+            f"{points:.2g} that the choice of these rows explains by chance. Another seed draws others: one "
             "run is no proof."
         )
     if model.is_zero:

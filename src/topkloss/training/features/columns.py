@@ -206,6 +206,8 @@ def read_rows(
         if sentence:
             refuse(f"{table.place(line)}: {sentence}") if bad is None else bad(line, sentence)
             continue
+        if weight == 0:
+            continue
         rows.lines.append(line)
         for name, value in zip(kinds.numbers, read, strict=True):
             numbers[name].append(value)
@@ -248,7 +250,7 @@ class _Survey:
         self.distinct: set[str] = set()
         self.first_word = self.endless = ""
         self.first_line = self.endless_line = 0
-        self.dates = True
+        self.dates = self.commas = True
 
     @property
     def missed(self) -> bool:
@@ -264,6 +266,7 @@ class _Survey:
         if value is None:
             self.texts += 1
             self.dates = self.dates and _is_date(cell)
+            self.commas = self.commas and "," in cell and number(cell.replace(",", ".")) is not None
             if not self.first_line:
                 self.first_word, self.first_line = cell, line
             return
@@ -275,6 +278,11 @@ class _Survey:
         """One sentence, or nothing."""
         name, column = self.name, f"`{shown(self.name)}`"
         categorical = name in config.categorical
+        if self.texts and self.commas and not categorical:
+            return (
+                f"{table.place(self.first_line)}: {column} must have points in its numbers; got {self.first_word!r}. "
+                f"Write them with points, or pass --categorical {name!r}."
+            )
         if not categorical and self.texts and self.numbers:
             return (
                 f"{table.place(self.first_line)}: {column} must be numbers in each row or words in each; got "

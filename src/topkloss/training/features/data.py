@@ -105,6 +105,9 @@ def numbered(rows: Rows, classes: Sequence[str]) -> Floats:
 
 def _check_rows(table: Table, rows: Rows, config: TableConfig, refuse: Refuse) -> tuple[str, ...]:
     """Whether there is enough of each class in each part; the classes."""
+    if not len(rows):
+        refuse(f"{shown(table.source)}: there must be a row that counts; got none. Add rows, or weights above 0.")
+        return ()
     marks = zip(rows.lines, rows.labels, rows.groups, rows.parts, strict=True)
     listing = Listing(table.source, "", table.unit, table.source.parent, ())
     if config.task == "regression":
@@ -113,11 +116,11 @@ def _check_rows(table: Table, rows: Rows, config: TableConfig, refuse: Refuse) -
         check_groups(listed, refuse)
         return ()
     classes = tuple(sorted(set(rows.labels), key=numerically))
-    if len(classes) > config.max_categories:
+    if len(classes) > config.max_categories or len(classes) > max(2, len(rows) / 2):
         raise InputError(
-            f"{shown(table.source)}: `{shown(config.label_column)}` must have at most {config.max_categories} classes; "
-            f"got {len(classes)} in {len(rows)} rows. For numbers pass --task regression, else a larger "
-            "--max-categories."
+            f"{shown(table.source)}: `{shown(config.label_column)}` must have at most {config.max_categories} classes, "
+            f"of 2 rows or more; got {len(classes)} in {len(rows)} rows. For numbers pass --task regression, else a "
+            "larger --max-categories."
         )
     listed = replace(listing, rows=tuple(Row(line, "", label, group, part) for line, label, group, part in marks))
     check_parts(listed, refuse)

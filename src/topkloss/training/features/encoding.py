@@ -25,7 +25,7 @@ class NumberColumn:
 
     Attributes:
         name: Of the column.
-        median: Of the training rows that say one.
+        median: Of the training rows that say one, by weight, as are the next two.
         mean, scale: Of the training rows once the median is filled in; the scale is their standard deviation.
         missing: Whether a feature says, by 0 or 1, where it was missing: there is one if it ever was in training.
     """
@@ -72,8 +72,9 @@ class Encoding:
             InputError: If numbers are too large, no feature is left, or the features are too many to be held.
         """
         left_out, numbers, words = list(kinds.constant), [], []
+        weights = None if rows.weights is None else rows.weights[train]
         for name in kinds.numbers:
-            column = _number_column(name, rows.numbers[name][train])
+            column = _number_column(name, rows.numbers[name][train], weights)
             if column.scale > 0 or column.missing:
                 numbers.append(column)
             else:
@@ -164,14 +165,16 @@ class Encoding:
         return cls(numbers, words, tuple(content["left_out"]))
 
 
-def _number_column(name: str, column: Floats) -> NumberColumn:
+def _number_column(name: str, column: Floats, weights: Floats | None) -> NumberColumn:
     gone = np.isnan(column)
     if gone.all():
         return NumberColumn(name, 0.0, 0.0, 0.0, False)
+    mass = np.ones(len(column)) if weights is None else weights
     with np.errstate(over="ignore", invalid="ignore"):
-        median = float(np.median(column[~gone]))
+        median = _median(column[~gone], mass[~gone])
         filled = np.where(gone, median, column)
-        mean, scale = float(filled.mean()), float(filled.std())
+        mean = float(np.average(filled, weights=mass))
+        scale = float(np.sqrt(np.average((filled - mean) ** 2, weights=mass)))
     if not (np.isfinite(mean) and np.isfinite(scale)):
         raise InputError(
             f"`{shown(name)}` must hold numbers whose squares can be added up; got {np.abs(filled).max():g}. "
@@ -179,3 +182,12 @@ def _number_column(name: str, column: Floats) -> NumberColumn:
         )
     constant = bool((filled == filled[0]).all())
     return NumberColumn(name, median, mean, 0.0 if constant else scale, bool(gone.any()))
+
+
+def _median(column: Floats, mass: Floats) -> float:
+    """Half of the mass is below, half above; between two where that is exact (numpy's knows no weights there)."""
+    order = np.argsort(column, kind="stable")
+    below = np.cumsum(mass[order])
+    half = below[-1] / 2
+    first, last = np.searchsorted(below, half), np.searchsorted(below, half, side="right")
+    return float(column[order[first]] / 2 + column[order[min(int(last), len(column) - 1)]] / 2)

@@ -47,7 +47,7 @@ def fit_table(config: TableConfig) -> TableRecord:
     Raises:
         InputError: One sentence; nothing is written then.
     """
-    config = replace(checked(config), out=str(config.folder), csv=os.path.abspath(config.csv or ""))
+    config = replace(checked(config), out=str(config.folder))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("A table must be fitted in one process; got several. Run it without torchrun.")
     with _whole(config.folder) as partial:
@@ -67,7 +67,7 @@ def fit_table(config: TableConfig) -> TableRecord:
         features, labels = encoding.encode(data.rows, data.held_out), data.labels[data.held_out]
         difference, chance = gains(model, average, features, labels)
         record = TableRecord(
-            config,
+            replace(config, csv=os.path.abspath(data.table.source)),
             {"python": platform.python_version(), "topkloss": topkloss.__version__}
             | {name: version(name) for name in ("numpy", "scipy", "scikit-learn")},
             _told(data, encoding),
@@ -99,7 +99,9 @@ def summary(data: Data, encoding: Encoding) -> str:
         told = ", ".join(f"{shown(name)} ({count})" for name, count in gone.items())
         lines.append(f"missing numbers become the median, and a feature says where: {told}")
     if encoding.left_out:
-        lines.append(f"left out, the same in every row: {', '.join(map(shown, encoding.left_out))}")
+        lines.append(
+            f"left out, the same (or nothing) in every training row: {', '.join(map(shown, encoding.left_out))}"
+        )
     if counting := [name for name in kinds.numbers if _counts(data.rows.numbers[name])]:
         lines.append(
             f"numbers that only count the rows are no features; should it be --ignore {' '.join(map(shown, counting))}?"

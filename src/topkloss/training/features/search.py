@@ -107,6 +107,7 @@ def folds(training: Training, config: TableConfig) -> list[Fold]:
     """
     way_out = "Pass one --fractions and one --C, which takes no choice, or add rows."
     places, most = np.arange(len(training.labels)), config.folds
+    whole = len(places) // 2  # of numbers: a score needs two
     if training.groups is not None:
         of_class = _groups_of_classes(training)
         most = min(most, *of_class.values())
@@ -114,16 +115,18 @@ def folds(training: Training, config: TableConfig) -> list[Fold]:
             raise InputError(f"Cross-validation must find each class in 2 training groups or more; got one. {way_out}")
         kind = StratifiedGroupKFold if training.classes else GroupKFold
     else:
-        most = min(most, *(Counter(training.labels.tolist()).values() if training.classes else [len(places)]))
+        most = min(most, *(Counter(training.labels.tolist()).values() if training.classes else [whole]))
         if most < 2:
-            raise InputError(f"Cross-validation must find 2 training rows of each class; got 1. {way_out}")
+            what = "2 training rows of each class; got 1" if training.classes else f"4 training rows; got {len(places)}"
+            raise InputError(f"Cross-validation must find {what}. {way_out}")
         kind = StratifiedKFold if training.classes else KFold
     parted = kind(most, shuffle=True, random_state=config.seed)
     found: list[Fold] = list(parted.split(places, training.labels, training.groups))
-    for train, _ in found:
-        if training.classes and len(np.unique(training.labels[train])) < len(training.classes):
+    for train, held_out in found:
+        if len(np.unique(training.labels[train])) < len(training.classes) or len(held_out) < 2:
             raise InputError(
-                f"Cross-validation must find each class in each part; got groups that leave one out. {way_out}"
+                "Cross-validation must find each class, or two rows, in each part; got groups that leave too little. "
+                f"{way_out}"
             )
     return found
 
