@@ -126,7 +126,7 @@ def test_the_file_holds_the_model_bit_for_bit(tmp_path: Path, name: str, asked: 
     figures = measure_rows(model, features, labels, resamples=0).figures
     measured = {one: figure.value for one, figure in figures.items()}
     assert measured == record.model.figures
-    assert gains(model, plain, features, labels) == (record.difference, record.chance)
+    assert gains(model, plain, features, labels, record.config.score or "") == (record.difference, record.chance)
     assert TableRecord.read(tmp_path / "run") == record
     with (tmp_path / "run" / "losses.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["part"] == "train"]
@@ -286,6 +286,24 @@ def test_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
     figures = measure_rows(classes, features, places, resamples=0).figures
     assert figures.keys() == {"accuracy", "balanced_accuracy", "f1", "auroc"}
     assert figures["auroc"].value == pytest.approx(roc_auc_score(places, features[:, 0]), abs=1e-6)
+
+
+def test_a_gain_is_judged_on_the_same_rows() -> None:
+    """By hand: of three rows of a class two are won, of five of the other none."""
+    features = np.array([[1.0], [1.0], [1.0], [1.0], [1.0], [-1.0], [1.0], [-1.0]])
+    labels = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    right = Linear("logistic", ("a", "b"), np.array([[1.0]]), np.array([0.0]))
+    always = Linear("logistic", ("a", "b"), np.array([[0.0]]), np.array([1.0]))
+    gain, chance = gains(right, always, features, labels, "accuracy")
+    assert gain == pytest.approx(2 / 8)
+    assert chance == pytest.approx(1.96 * math.sqrt((2 / 8 - (2 / 8) ** 2) / 8))
+    gain, chance = gains(right, always, features, labels, "balanced-accuracy")
+    assert gain == pytest.approx((2 / 3 + 0) / 2)
+    assert chance == pytest.approx(1.96 * math.sqrt((2 / 3 - 4 / 9) / 3) / 2)
+    gain, _ = gains(always, right, features, labels, "cross-entropy")
+    costs = [math.log1p(math.exp(-score)) for score in (1, 1, 1, 1, 1, 1, -1, 1)]
+    assert gain == pytest.approx((sum(costs) - 5 * math.log1p(math.exp(-1)) - 3 * math.log1p(math.exp(1))) / 8)
+    assert gains(right, right, features, labels, "accuracy") == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["cancer", "wine"])

@@ -23,6 +23,14 @@ FIGURES = {
     "mean_absolute_error": ("mean absolute error", False),
     "root_mean_square_error": ("root mean square error", False),
 }
+# Of each score, in what a gain is told.
+GAINS = {
+    "accuracy": (100.0, "points of accuracy"),
+    "balanced-accuracy": (100.0, "points of balanced accuracy"),
+    "cross-entropy": (1.0, "nats of cross-entropy"),
+    "r2": (1.0, "of mean absolute error"),
+    "absolute-error": (1.0, "of mean absolute error"),
+}
 HARDEST = 5
 MOST_CLASSES = 30
 
@@ -38,7 +46,7 @@ def rows_table(records: Sequence[TableRecord]) -> str:
     rows += [(f"recall of {shown(one)}, %", [_shown(m.recall.get(one), True) for _, m in columns]) for one in classes]
     rows += [
         ("C", [f"{model.C:g}" for _, model in columns]),
-        ("weights, at most % off", [_error(model) for _, model in columns]),
+        ("weights proved within, %", [_error(model) for _, model in columns]),
     ]
     first = max(len(title) for title, _ in rows)
     widths = [max(len(cells[place]) for _, cells in rows) for place in range(len(columns))]
@@ -126,8 +134,7 @@ def _verdict(record: TableRecord, several: bool) -> list[str]:
         tried = "" if model.tried < 2 else f", by cross-validation the best of {model.tried} choices"
         lines.append(f"{run}The model is the plain average, C {model.C:g}{tried}: nothing was mined.")
     else:
-        of_numbers = not record.data["classes"]
-        factor, unit = (1.0, "of mean absolute error") if of_numbers else (100.0, "points of accuracy")
+        factor, unit = GAINS[record.config.score or "accuracy"]
         gain, points = factor * record.difference, factor * record.chance
         said = "no more than" if abs(gain) <= points else "more than"
         lines.append(

@@ -60,18 +60,27 @@ def measure_rows(
     return Figures(figures, classes, found.confusion)
 
 
-def gains(model: Linear, plain: Linear, features: Floats, labels: Floats) -> tuple[float, float]:
+def gains(model: Linear, plain: Linear, features: Floats, labels: Floats, score: str) -> tuple[float, float]:
     r"""What a model gains on another on the same rows, and as much of it as the choice of the rows explains.
 
-    The gain of a row is 1, 0 or -1 by which of the two is right; of numbers it is by how much its absolute error is
-    smaller. The second number is :math:`1.96\,\mathrm{sd} / \sqrt n`: twice the standard error of the mean.
+    The gain of a row is 1, 0 or -1 by which of the two is right; under the score "cross-entropy" it is by how much its
+    cross-entropy is smaller, of numbers by how much its absolute error is. The first number is the mean g, under
+    "balanced-accuracy" that of the classes' means; the second is twice its standard error,
+
+    .. math:: 1.96 \sqrt{\mathrm{var} / n}, \qquad 1.96 \sqrt{\textstyle\sum_c \mathrm{var}_c / n_c} / C
     """
-    if model.classes:
+    if not model.classes:
+        each = np.abs(plain.numbers(features) - labels) - np.abs(model.numbers(features) - labels)
+    elif score == "cross-entropy":
+        own = labels.astype(np.intp), np.arange(len(labels))
+        costs = [-one.logits(features).log_softmax(1).numpy()[own[1], own[0]] for one in (model, plain)]
+        each = costs[1] - costs[0]
+    else:
         right = [(one.logits(features).argmax(1).numpy() == labels).astype(np.float64) for one in (model, plain)]
         each = right[0] - right[1]
-    else:
-        each = np.abs(plain.numbers(features) - labels) - np.abs(model.numbers(features) - labels)
-    return float(each.mean()), 1.96 * float(each.std()) / math.sqrt(len(each))
+    parts = [each[labels == label] for label in np.unique(labels)] if score == "balanced-accuracy" else [each]
+    spread = math.sqrt(sum(float(part.var()) / len(part) for part in parts))
+    return float(np.mean([part.mean() for part in parts])), 1.96 * spread / len(parts)
 
 
 def _of_numbers(predicted: Floats, labels: Floats, resamples: int, seed: int) -> dict[str, Figure]:

@@ -65,7 +65,7 @@ def fit_table(config: TableConfig) -> TableRecord:
         seconds = time.monotonic() - began
         model, average = (Linear.of(one.model, config, data.classes) for one in (fitted, plain))
         features, labels = encoding.encode(data.rows, data.held_out), data.labels[data.held_out]
-        difference, chance = gains(model, average, features, labels)
+        difference, chance = gains(model, average, features, labels, config.score or "")
         record = TableRecord(
             replace(config, csv=os.path.abspath(data.table.source)),
             {"python": platform.python_version(), "topkloss": topkloss.__version__}

@@ -66,7 +66,8 @@ class TableRecord:
             trained on, `train`, and held out, `held_out`; `classes`; numbers of `features` and of columns.
         model: The one that was chosen.
         plain: The plain average, its C chosen likewise.
-        difference: Mean over the held-out rows of what the model gains on the average: of being right, of the error.
+        difference: What the model gains on the average on the held-out rows: in accuracy, or in what was chosen by; of
+            numbers in the mean absolute error.
         chance: As much of it the choice of the held-out rows explains.
         seconds: Of the choice and the fits.
     """
