@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.test_cli import run
 from tests.test_cli_use import everything
 from tests.test_report import AVERAGE
 from topkloss.cli import main
+from topkloss.tabular import AverageTopKClassifier
 from topkloss.training.features.config import TableConfig
 from topkloss.training.features.evaluate import load_table_run
 from topkloss.training.features.fit import fit_table
@@ -166,6 +168,20 @@ def test_the_report_says_what_is_proved_and_who_is_hard(here: Path, capsys: pyte
     output = capsys.readouterr().out
     assert "run: average" in output
     assert "Runs on other rows (another table or split): their figures do not compare." in output
+
+
+def test_the_report_says_where_less_was_proved_than_asked(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "topkloss.training.features.search.estimator", lambda _, **given: AverageTopKClassifier(max_iter=1, **given)
+    )
+    assert main(["train", "customers.csv", *ASKED, *SMALL, "--out", "new"]) == 0
+    output, error = capsys.readouterr()
+    assert re.search(r"The solver ended top-k 0\.8 with weights proved within \S+ %, not the 0\.01 % asked for", output)
+    assert error == ""
+    assert main(["report", "run"]) == 0
+    assert "The solver ended" not in capsys.readouterr().out
 
 
 def change(path: str, old: str, new: str) -> Callable[[], object]:

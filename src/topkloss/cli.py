@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -21,6 +21,7 @@ from topkloss.training.tasks import (
     checkable,
     every_option,
     is_table_run,
+    only_of_tables,
     refuse_export,
     request,
 )
@@ -354,17 +355,21 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     before = parser.add_mutually_exclusive_group()
     before.add_argument("--config", type=Path, metavar="FILE", help="options in YAML; those given here come first")
     before.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
-    for one in every_option().values():
-        _add_option(parser, one)
+    _add_options(parser, every_option().values())
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    for one in checkable().values():
-        _add_option(parser, one)
+    _add_options(parser, checkable().values())
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
 
 
-def _add_option(parser: argparse.ArgumentParser, one: Option) -> None:
+def _add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    tables = parser.add_argument_group("of a table of features, with --task classification or regression")
+    for one in options:
+        _add_option(tables if only_of_tables(one) else parser, one)
+
+
+def _add_option(parser: argparse._ActionsContainer, one: Option) -> None:
     """One that is not given is not there."""
     rest: dict[str, Any] = {"type": one.kind, "choices": one.choices or None}
     if one.kind is bool:

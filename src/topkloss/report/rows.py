@@ -32,6 +32,9 @@ GAINS = {
     "absolute-error": (1.0, "of mean absolute error"),
 }
 HARDEST = 5
+
+# The relative error of the weights that the estimators ask of their solver.
+ASKED = 1e-4
 MOST_CLASSES = 30
 
 
@@ -143,6 +146,12 @@ def _verdict(record: TableRecord, several: bool) -> list[str]:
             f"{points:.2g} that the choice of these rows explains by chance. Another seed draws others: one "
             "run is no proof."
         )
+    for one in _models(record):
+        if one.error is not None and one.error > ASKED:
+            lines.append(
+                f"{run}The solver ended {one.called} with weights proved within {100 * one.error:.1g} %, not the "
+                f"{100 * ASKED:g} % asked for: predictions\nthat are nearly even may be others."
+            )
     if model.is_zero:
         lines.append(
             f"{run}The model predicts the same for every row: the fraction {model.fraction:g} is too small for these "

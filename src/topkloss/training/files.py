@@ -28,15 +28,17 @@ def check_out(path: Path, suffixes: Sequence[str]) -> None:
         raise InputError(f"`--out` must lie in a folder; got {path}, and there is no {path.parent}. Make it first.")
 
 
-def check_new(folder: Path) -> None:
-    """Whether a run may have this folder.
+def check_new(folder: Path, *, resumable: bool = True) -> None:
+    """Whether a run may have this folder; `resumable`: whether one that is there can be gone on with.
 
     Raises:
         InputError: If something is in it, or it is none.
         OSError: If the system does not let it be seen.
     """
     if folder.exists() and not (folder.is_dir() and not list(_of_others(folder))):
-        way_out = f"Pass another, or --resume {folder}" if (folder / "config.yaml").exists() else "Pass another"
+        way_out = (
+            f"Pass another, or --resume {folder}" if resumable and (folder / "config.yaml").exists() else "Pass another"
+        )
         raise InputError(f"`--out` must be a new or empty folder; got {folder}, which exists. {way_out}.")
 
 

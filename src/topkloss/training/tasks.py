@@ -13,7 +13,16 @@ from topkloss.training.features.config import TableConfig, table_options
 from topkloss.training.optionfile import content_of, given
 from topkloss.training.options import DataOptions
 
-__all__ = ["changes", "check_together", "checkable", "every_option", "is_table_run", "refuse_export", "request"]
+__all__ = [
+    "changes",
+    "check_together",
+    "checkable",
+    "every_option",
+    "is_table_run",
+    "only_of_tables",
+    "refuse_export",
+    "request",
+]
 
 IMAGES = "images"
 # How a table of features is laid out, beside what tables of images have too.
@@ -23,8 +32,14 @@ TASKS = (IMAGES, *table_options()["task"].choices)
 
 def every_option() -> dict[str, Option]:
     """The options of ``topkloss train``: those of images, then those of tables alone."""
-    task = Option("task", "task", str, "what is learnt: images, or features (default: images)", TASKS, IMAGES, False)
+    told = "images, or a table of features whose labels are classes or numbers (default: images)"
+    task = Option("task", "task", str, told, TASKS, IMAGES, False)
     return {"task": task, **{name: one for name, one in table_options().items() if name != "task"}, **options()}
+
+
+def only_of_tables(one: Option) -> bool:
+    """Whether an option is none of images."""
+    return one.name != "task" and one.name not in options()
 
 
 def checkable() -> dict[str, Option]:

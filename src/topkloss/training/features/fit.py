@@ -57,11 +57,10 @@ def fit_table(config: TableConfig) -> TableRecord:
         training, began = _training(data, encoding), time.monotonic()
         assert config.fractions
         fitted = search(training, config, config.fractions, drop=config.drop_fraction)
-        plain = fitted
-        if fitted.fraction != 1 or config.drop_fraction is not None or len(config.fractions) > 1:
-            plain = search(training, config, (1.0,), drop=None)
         if fitted.fraction == 1 and config.drop_fraction is None:
-            plain = replace(fitted, tried=plain.tried)  # the same rows, folds and values of C
+            plain = replace(fitted, tried=len(config.C))  # a search of it alone sees the same folds and scores
+        else:
+            plain = search(training, config, (1.0,), drop=None)
         seconds = time.monotonic() - began
         model, average = (Linear.of(one.model, config, data.classes) for one in (fitted, plain))
         features, labels = encoding.encode(data.rows, data.held_out), data.labels[data.held_out]
@@ -78,7 +77,7 @@ def fit_table(config: TableConfig) -> TableRecord:
             seconds,
         )
         write_models(partial, encoding, model, average)
-        _write_losses(partial / LOSSES, data, encoding, model, record)
+        _write_losses(partial / LOSSES, data, training, features, model, record)
         record.write(partial)
     return record
 
@@ -114,7 +113,7 @@ def _whole(folder: Path) -> Iterator[Path]:
     """A folder beside, which takes the place of the run's at the end: there is a whole run, or none."""
     folder = folder.absolute()
     try:
-        check_new(folder)
+        check_new(folder, resumable=False)
         existed = next(parent for parent in folder.parents if parent.exists())
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
@@ -214,17 +213,15 @@ def _mass(training: Training, config: TableConfig) -> Floats:
     return each
 
 
-def _write_losses(path: Path, data: Data, encoding: Encoding, model: Linear, record: TableRecord) -> None:
+def _write_losses(
+    path: Path, data: Data, training: Training, held_out: Floats, model: Linear, record: TableRecord
+) -> None:
     """A line for each row that is trained on or held out: its loss, and which share of it was averaged."""
-    places = [*data.train, *data.held_out]
-    features, labels = encoding.encode(data.rows, places), data.labels[places]
-    losses = model.losses(features, labels)
-    training = _training(data, encoding)
-    chosen = _selected(losses[: len(data.train)], _mass(training, record.config), record.model)
-    if model.classes:
-        predicted = [model.classes[place] for place in model.logits(features).argmax(1).tolist()]
-    else:
-        predicted = [f"{number:.7g}" for number in model.numbers(features)]
+    places, both = [*data.train, *data.held_out], (training.features, held_out)
+    of_train = model.losses(training.features, training.labels)
+    losses = np.concatenate([of_train, model.losses(held_out, data.labels[data.held_out])])
+    predicted = [label for features in both for label in model.predicted(features)]
+    chosen = _selected(of_train, _mass(training, record.config), record.model)
     shares = [*(f"{share:.4g}" for share in chosen), *([""] * len(data.held_out))]
     parts = ["train"] * len(data.train) + ["held_out"] * len(data.held_out)
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:

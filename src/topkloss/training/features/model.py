@@ -73,6 +73,12 @@ class Linear:
         """The predicted numbers, shape (n,)."""
         return self.outputs(features)[:, 0]
 
+    def predicted(self, features: Floats) -> list[str]:
+        """What is predicted, as text: classes, or numbers with as many digits as float32 has."""
+        if not self.classes:
+            return [f"{number:.7g}" for number in self.numbers(features)]
+        return [self.classes[place] for place in self.logits(features).argmax(1).tolist()]
+
     def logits(self, features: Floats) -> Tensor:
         """Shape (n, classes): their softmax are the probabilities; of a loss without such, they rank alone."""
         outputs = self.outputs(features)

@@ -85,15 +85,12 @@ def write_table_predictions(run: TableRun, tables: Sequence[str | Path], out: st
 def _predicted(run: TableRun, features: Floats) -> list[list[str]]:
     """The cells of each row, behind its line."""
     model = run.model
-    if not model.classes:
-        return [[f"{number:.7g}", ""] for number in model.numbers(features)]
-    logits = model.logits(features)
-    labels = [model.classes[place] for place in logits.argmax(1).tolist()]
+    predicted = model.predicted(features)
     if not model.has_probabilities:
-        return [[label, ""] for label in labels]
+        return [[one, ""] for one in predicted]
     return [
         [label, f"{max(chances):.7g}", "", *(f"{chance:.7g}" for chance in chances)]
-        for label, chances in zip(labels, logits.softmax(1).tolist(), strict=True)
+        for label, chances in zip(predicted, model.logits(features).softmax(1).tolist(), strict=True)
     ]
 
 

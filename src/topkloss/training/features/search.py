@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import config_context
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
@@ -88,11 +89,15 @@ def search(training: Training, config: TableConfig, fractions: Sequence[float], 
     try:
         if tried > 1:
             with warnings.catch_warnings():  # what goes on in a fold; the model of all rows says it again
-                warnings.filterwarnings("ignore", message="`(fraction|tol)`")
+                warnings.filterwarnings("ignore", message="`fraction`")
+                warnings.filterwarnings("ignore", category=ConvergenceWarning)
                 choose = _choose if drop is None else _choose_with_drop
                 fraction, strength, score = choose(training, config, fractions, drop, weight)
         model = estimator(config, fraction=fraction, C=strength, drop_fraction=drop)
-        return Fitted(model.fit(training.features, training.labels, **weight), fraction, strength, score, tried)
+        with warnings.catch_warnings():  # the report says what was proved
+            warnings.filterwarnings("ignore", category=ConvergenceWarning)
+            model.fit(training.features, training.labels, **weight)
+        return Fitted(model, fraction, strength, score, tried)
     except InputError:
         raise
     except ValueError as error:  # a sentence of the estimators
