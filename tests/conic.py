@@ -159,8 +159,9 @@ def optimum(
     outputs: int = 1,
     intercept: bool = True,
     penalised: bool = False,
+    l1: float = 0.0,
 ) -> tuple[float, float]:
-    """Bounds, from below and above, of the least average top-k loss + |w|^2 / (2 strength)."""
+    """Bounds, from below and above, of the least average top-k loss + |w|^2 / (2 strength) + l1 |w|_1."""
     program = Program()
     size = features.shape[1]
     weights = [program.new(size) for _ in range(outputs)]
@@ -169,6 +170,11 @@ def optimum(
     linear, quadratic = _one(level), {one: 1.0 / strength for row in weights for one in row}
     if penalised:
         quadratic |= dict.fromkeys(biases, 1.0 / strength)
+    if l1:
+        for one in [one for row in weights for one in row] + (biases if penalised else []):
+            (size,) = program.new()
+            program.nonnegative({size: 1.0, one: 1.0}, {size: 1.0, one: -1.0})
+            linear[size] = l1
     for row, target, own in zip(features, targets, mass, strict=True):
         loss_of_row, excess = program.new(2)
         linear[excess] = own / k

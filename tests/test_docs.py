@@ -24,6 +24,7 @@ MUST_HAVE_EXAMPLES = {
     *(
         "choosing.md",
         "dataset.md",
+        "features.md",
         "maths.md",
         "migrate.md",
         "mining.md",

@@ -35,8 +35,8 @@ EXTRA_OF_ROOM = {
     "integrations": None,
 }
 
-# What one module may import beside, and the extra that brings it.
-EXTRA_OF_MODULE = {"topkloss.training.export": "export"}
+# What a module, and all in it, may import beside, and the extra that brings it.
+EXTRA_OF_MODULE = {"topkloss.training.export": "export", "topkloss.training.features": "tabular"}
 
 # Packages whose import has another name than their distribution.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -130,7 +130,8 @@ def test_the_oracle_stands_alone() -> None:
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - CORE))
 def test_a_room_imports_what_its_extra_brings(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [extra for extra in (EXTRA_OF_ROOM[room(name)], EXTRA_OF_MODULE.get(name)) if extra]
+    own = [extra for module, extra in EXTRA_OF_MODULE.items() if f"{name}.".startswith(f"{module}.")]
+    extras = [extra for extra in (EXTRA_OF_ROOM[room(name)], *own) if extra]
     requirements = project["dependencies"] + [
         one for extra in extras for one in project["optional-dependencies"][extra]
     ]
@@ -149,6 +150,21 @@ def test_the_command_starts_without_an_extra(name: str) -> None:
         found = imports(MODULES[module], deferred=False)
         assert third_party(found) <= {"torch"}, module
         waiting |= (found & MODULES.keys()) - entered
+
+
+def test_images_and_features_know_nothing_of_each_other() -> None:
+    """What fits a table starts no trainer, and what trains on images needs no estimator."""
+    entered, waiting = set[str](), {name for name in MODULES if name.startswith("topkloss.training.features.")}
+    while waiting:
+        module = waiting.pop()
+        entered.add(module)
+        waiting |= (imports(MODULES[module]) & MODULES.keys()) - entered
+    assert not {"lightning", "timm"} & {
+        package for module in entered for package in third_party(imports(MODULES[module]))
+    }
+    others = {name for name in MODULES if room(name) == "training"} - entered - {"topkloss.training.tasks"}
+    assert {"topkloss.training.fit", "topkloss.training.run"} <= others
+    assert not {one for name in others for one in imports(MODULES[name]) if one.startswith("topkloss.tabular")}
 
 
 def test_imports_run_in_one_direction() -> None:

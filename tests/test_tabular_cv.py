@@ -20,8 +20,12 @@ from topkloss.tabular import (
 SMALL: dict[str, Any] = {"fractions": (1.0, 0.7), "Cs": (10.0, 0.1), "cv": 3}
 
 
+# weights equal repetition as exactly as the models are solved; labels drawn by chance leave the zero model; and where
+# the classes weigh 1 to 10 million the losses themselves are below what float64 can tell
 @pytest.mark.slow
-@parametrize_with_checks([AverageTopKClassifierCV(**SMALL), AverageTopKRegressorCV(**SMALL)])
+@parametrize_with_checks([AverageTopKClassifierCV(**SMALL), AverageTopKRegressorCV(**SMALL, tol=1e-8)])
+@pytest.mark.filterwarnings("ignore:`fraction` = .* is too small:UserWarning")
+@pytest.mark.filterwarnings("ignore:`tol`=0.0001 was not reached:sklearn.exceptions.ConvergenceWarning")
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 

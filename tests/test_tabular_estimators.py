@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, QuantileRegressor, Ridge
+from sklearn.linear_model import ElasticNet, LogisticRegression, QuantileRegressor, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC, NuSVC
@@ -42,6 +42,7 @@ def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     [
         AverageTopKClassifier("hinge", fraction=0.9, penalize_intercept=True),
         AverageTopKClassifier("squared_hinge", solver="lbfgs"),
+        AverageTopKClassifier(fraction=0.9, l1_ratio=0.5),
         AverageTopKRegressor("absolute", k=15, fit_intercept=False),
     ]
 )
@@ -97,6 +98,27 @@ def test_fraction_1_is_the_linear_support_vector_machine(loss: str, dual: bool, 
     ours = AverageTopKClassifier(loss, C=strength, penalize_intercept=True, tol=1e-8).fit(features, labels)
     assert ours.coef_ == pytest.approx(theirs.coef_, rel=1e-6, abs=1e-8)
     assert ours.intercept_ == pytest.approx(theirs.intercept_, rel=1e-6)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("solver", ["newton", "lbfgs"])
+@pytest.mark.parametrize("strength", [0.01, 0.1])
+def test_fraction_1_is_the_elastic_net(l1_ratio: float, solver: str, strength: float) -> None:
+    """The coefficients, and exactly the same of them 0."""
+    features, labels, numbers = table(d=10)
+    logistic = LogisticRegression(C=strength, l1_ratio=l1_ratio, solver="saga", tol=1e-10, max_iter=10**5)
+    logistic.fit(features, labels)
+    squared = ElasticNet(alpha=1 / (2 * strength * len(numbers)), l1_ratio=l1_ratio, tol=1e-12).fit(features, numbers)
+    given: dict[str, Any] = {"C": strength, "l1_ratio": l1_ratio, "solver": solver, "tol": 1e-8}
+    for theirs, model, targets in (
+        (logistic, AverageTopKClassifier(**given), labels),
+        (squared, AverageTopKRegressor(**given), numbers),
+    ):
+        ours = model.fit(features, targets)
+        assert ours.coef_ == pytest.approx(theirs.coef_, rel=1e-6, abs=1e-8)
+        assert ((ours.coef_ == 0) == (theirs.coef_ == 0)).all()
+        if theirs.coef_.any():  # else saga stops with the intercept on its way
+            assert ours.intercept_ == pytest.approx(theirs.intercept_, rel=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 1.0, 1e3])
@@ -333,6 +355,7 @@ def test_bad_tables_get_a_value_error(change: Any, error: str) -> None:
         ({"drop": 1, "drop_fraction": 0.1}, "at most one of"),
         ({"drop": 150}, "less than the mass of all examples, 150; got 150"),
         ({"C": 0.0}, "`C` must satisfy"),
+        ({"l1_ratio": 1.0}, "`l1_ratio` must satisfy 0 <= l1_ratio < 1, because the squared penalty"),
         ({"tol": 1.0}, "`tol` must satisfy"),
         ({"max_iter": 0}, "`max_iter` must be"),
         ({"solver": "sgd"}, '"newton" or "lbfgs"; got \'sgd\''),

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import optimize, sparse
 
+from benchmarks import tabular as benchmark
 from tests.conic import optimum
 from topkloss.tabular import directions, problem, proximal, smoothed
 from topkloss.tabular.design import Design
+from topkloss.tabular.flat import decide
 from topkloss.tabular.losses import CLASSIFICATION, REGRESSION, Huber, Loss
 from topkloss.tabular.problem import Problem
-from topkloss.tabular.proximal import solve
+from topkloss.tabular.proximal import choose, constant, solve
 from topkloss.tabular.topk import project
 
 Array = NDArray[np.float64]
@@ -38,15 +40,22 @@ def draw(name: str, seed: int, n: int = 30, d: int = 3) -> tuple[Array, Array, A
     return features, targets, chance.uniform(0.2, 2.0, size=n)
 
 
-def make(name: str, seed: int, *, share: float, strength: float, kind: str = "free", weighted: bool = True) -> Problem:
+def make(
+    name: str,
+    seed: int,
+    *,
+    share: float,
+    strength: float,
+    kind: str = "free",
+    weighted: bool = True,
+    l1: float = 0.0,
+) -> Problem:
     features, targets, mass = draw(name, seed)
     if not weighted:
         mass = np.ones_like(mass)
     design = Design(features, intercept=kind != "none")
     outputs = 3 if name == "softmax" else 1
-    return Problem(
-        design, targets, LOSSES[name], mass, share * mass.sum(), strength, outputs, penalised=kind == "penalised"
-    )
+    return Problem(design, targets, LOSSES[name], mass, share * mass.sum(), strength, outputs, kind == "penalised", l1)
 
 
 def truth(one: Problem, name: str) -> tuple[float, float]:
@@ -61,6 +70,7 @@ def truth(one: Problem, name: str) -> tuple[float, float]:
         outputs=one.outputs,
         intercept=one.design.intercept,
         penalised=one.penalised,
+        l1=one.l1,
     )
 
 
@@ -161,6 +171,26 @@ def test_the_optimum_is_that_of_a_conic_solver(
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("share", "strength", "l1", "kind"),
+    [(1.0, 5.0, 0.02, "free"), (0.77, 0.5, 0.1, "penalised"), (0.62, 500.0, 0.05, "free"), (0.8, 50.0, 1e-4, "none")],
+)
+def test_the_optimum_with_an_l1_penalty_is_that_of_a_conic_solver(
+    name: str, share: float, strength: float, l1: float, kind: str
+) -> None:
+    one = make(name, 3, share=share, strength=strength, kind=kind, l1=l1)
+    low, high = truth(one, name)
+    models = []
+    for method in ("newton", "lbfgs"):
+        found = solve(one, tol=1e-5, max_iter=3000, method=method)
+        assert found.converged
+        assert found.certificate.objective == pytest.approx(one.objective(found.coefficients), rel=1e-14)
+        assert low * (1 - 1e-8) <= found.certificate.objective <= high * (1 + 1e-8)
+        models.append(found.coefficients)
+    assert ((models[0] == 0) == (models[1] == 0)).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("k", [0.4, 1.0, 2.5])
 def test_the_maximum_and_less_than_one_example(name: str, k: float) -> None:
     features, targets, _ = draw(name, 5, n=12, d=12)  # more features than it takes to fit every example
@@ -172,15 +202,73 @@ def test_the_maximum_and_less_than_one_example(name: str, k: float) -> None:
     assert found.converged
 
 
+# the zero model
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["free", "penalised", "none"])
+def test_the_best_constant_is_that_of_a_conic_solver(name: str, kind: str) -> None:
+    one = make(name, 2, share=0.45, strength=2.0, kind=kind)
+    found = constant(one)
+    assert not found[:3].any()
+    bare = dataclasses.replace(one, design=Design(np.zeros((30, 1)), intercept=kind != "none"))
+    low, high = truth(bare, name)
+    assert low * (1 - 1e-7) <= one.objective(found) <= high * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["free", "none"])
+@pytest.mark.parametrize("l1", [0.0, 0.05])
+def test_the_zero_model_is_optimal_where_a_conic_solver_finds_no_better(name: str, kind: str, l1: float) -> None:
+    decided = []
+    for share in (0.05, 0.2, 0.4, 0.6, 1.0):
+        one = make(name, 3, share=share, strength=2.0, kind=kind, l1=l1)
+        nothing = one.objective(constant(one))
+        for method in ("newton", "lbfgs"):
+            found = decide(one, constant(one), choose(one, method), tol=1e-4)
+            low, high = truth(one, name)
+            if found.optimal:
+                assert found.model is not None
+                assert nothing <= high * (1 + 1e-7)
+                assert found.model[1].objective - found.model[1].gap <= low * (1 + 1e-7)
+            elif found.optimal is False:
+                assert nothing > low * (1 - 1e-7)
+                assert one.objective(found.point.coefficients) < nothing
+            decided.append(found.optimal)
+    assert False in decided
+    assert None not in decided[::2]  # Newton decides
+
+
+@pytest.mark.parametrize(("share", "weight"), [(0.2, None), (0.3, 8.0), (0.95, 20.0)])
+def test_of_many_rows_the_zero_model_takes_a_few_steps(
+    share: float, weight: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes of the same mass, and others, where the best constant is not 0."""
+    chance = np.random.default_rng(0)
+    features = chance.normal(size=(4000, 5))
+    targets = np.where(features[:, 0] + 4 * chance.normal(size=4000) > 0, 1.0, -1.0)
+    mass = np.ones(4000) if weight is None else np.where(targets > 0, weight, 1.0)
+    one = Problem(Design(features, intercept=True), targets, LOSSES["logistic"], mass, share * mass.sum(), 5.0)
+    direct = solve(one, tol=1e-3, max_iter=500)
+    monkeypatch.setattr(proximal, "COARSE", 1000)
+    found = solve(one, tol=1e-3, max_iter=500)
+    assert found.zero == direct.zero == (share < 0.9)
+    assert found.certificate.objective == pytest.approx(direct.certificate.objective, rel=1e-6)
+    if found.zero:
+        assert found.iterations <= 6
+        assert found.certificate.gap <= 1e-6 * found.certificate.objective
+
+
 # the certificate
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("kind", ["free", "penalised", "none"])
-def test_the_certificate_is_never_better_than_the_truth(name: str, kind: str) -> None:
+@pytest.mark.parametrize("l1", [0.0, 0.03])
+def test_the_certificate_is_never_better_than_the_truth(name: str, kind: str, l1: float) -> None:
     """Of models that are not solved to the end, and of models that nobody solved for."""
     for seed, share in enumerate([0.4, 0.7, 1.0]):
-        one = make(name, seed, share=share, strength=3.0, kind=kind)
+        one = make(name, seed, share=share, strength=3.0, kind=kind, l1=l1)
         best = solve(one, tol=1e-7, max_iter=5000)
         lowest = best.certificate.objective - best.certificate.gap
         chance = np.random.default_rng(seed)
@@ -245,26 +333,29 @@ WRONG: dict[str, tuple[Any, str, Any]] = {
     "k is rounded down": (Problem, "cap", property(_whole_k)),
     "the duals of the intercept sum to anything": (problem, "_balanced", lambda mass, cap, shares, slopes: shares),
     "the gap forgets the residual": (Problem, "certify", lambda self, *given: _without(self, *given)),
+    "the gap forgets the slack of the l1 penalty": (Problem, "slack", lambda self, coefficients, holds: 0.0),
+    "the l1 penalty is half of it": (Problem, "bounds", property(lambda self: self.l1 / 2 * (self.penalties > 0))),
     "the gap forgets the excess": (Problem, "excess", lambda self, *given: (0.0, RIGHT_EXCESS(self, *given)[1])),
 }
 
 
 def _without(self: Problem, coefficients: Array, outputs: Array, shares: Array) -> problem.Certificate:
     excess, threshold = RIGHT_EXCESS(self, self.loss.piece(outputs, self.targets), shares)
-    return problem.Certificate(excess, self.objective(coefficients, outputs), threshold, coefficients)
+    return problem.Certificate(excess, self.objective(coefficients, outputs), threshold)
 
 
 def _right_and_honest() -> bool:
     """Whether the solver reaches the optimum of the conic solver, and no certificate is better than the truth."""
-    for strength in (5.0, 0.01):
-        one = make("logistic", 3, share=0.77, strength=strength)
+    for strength, l1 in ((5.0, 0.0), (0.01, 0.0), (5.0, 0.1)):
+        one = make("logistic", 3, share=0.77, strength=strength, l1=l1)
         low, high = truth(one, "logistic")
         found = solve(one, tol=1e-5, max_iter=200)
         if not (found.converged and low * (1 - 1e-8) <= found.certificate.objective <= high * (1 + 1e-8)):
             return False
-        for bias in (0.0, 3.0):
-            model = np.array([[0.0], [0.0], [0.0], [bias]])
-            shares = np.full(len(one.targets), 1 / one.mass.sum())
+        wild = [np.array([[0.0], [0.0], [0.0], [bias]]) for bias in (0.0, 3.0)]
+        near = found.coefficients + 0.01 * (found.coefficients == 0)
+        plain = np.full(len(one.targets), 1 / one.mass.sum())
+        for model, shares in [*((model, plain) for model in wild), (near, found.shares)]:
             certificate = one.certify(model, one.design.outputs(model), shares)
             if certificate.gap < certificate.objective - high - 1e-9:
                 return False
@@ -323,8 +414,8 @@ def test_rows_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_newton_is_chosen_where_its_matrix_is_small() -> None:
     small, large = make("hinge", 0, share=0.5, strength=1.0), make("hinge", 0, share=0.5, strength=1.0)
     large = dataclasses.replace(large, design=Design(np.zeros((30, proximal.MANY)), intercept=True))
-    assert isinstance(proximal._direction(small, "auto"), directions.Newton)
-    assert isinstance(proximal._direction(large, "auto"), directions.LimitedMemory)
+    assert isinstance(proximal.choose(small, "auto"), directions.Newton)
+    assert isinstance(proximal.choose(large, "auto"), directions.LimitedMemory)
 
 
 @pytest.mark.parametrize("name", ["logistic", "absolute", "softmax"])
@@ -334,11 +425,40 @@ def test_a_start_from_a_part_of_the_rows_changes_nothing(name: str, monkeypatch:
     one = Problem(Design(features, intercept=True), targets, LOSSES[name], mass, 0.7 * mass.sum(), 5.0, outputs)
     whole = solve(one, tol=1e-7, max_iter=2000)
     monkeypatch.setattr(proximal, "COARSE", 60)
-    coefficients, _ = proximal._coarse(one, 1e-3, 2000, "auto")
+    coefficients = solve(proximal._part(one), tol=1e-3, max_iter=2000).coefficients
     assert coefficients != pytest.approx(whole.coefficients, abs=1e-3)
     part = solve(one, tol=1e-7, max_iter=2000)
     assert part.converged
     assert part.coefficients == pytest.approx(whole.coefficients, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["squared", "absolute", "logistic", "softmax"])
+def test_a_part_of_the_rows_may_lack_what_the_whole_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its targets are the same; and so may be those of the whole."""
+    features = np.random.default_rng(0).normal(size=(300, 3))
+    monkeypatch.setattr(proximal, "COARSE", 60)
+    for others in (40, 0) if name in REGRESSION else (40,):
+        targets = np.full(300, 1.0)
+        targets[np.arange(others) * 5 + 2] = -1.0 if name == "logistic" else 0.0
+        outputs = 2 if name == "softmax" else 1
+        one = Problem(Design(features, intercept=True), targets, LOSSES[name], np.ones(300), 290.0, 5.0, outputs)
+        found = solve(one, tol=1e-3, max_iter=500)
+        assert found.converged
+        monkeypatch.setattr(proximal, "COARSE", 1000)
+        direct = solve(one, tol=1e-3, max_iter=500)
+        monkeypatch.setattr(proximal, "COARSE", 60)
+        assert found.certificate.objective == pytest.approx(direct.certificate.objective, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.55, 0.6])
+def test_a_part_that_ended_sharp_does_not_hold_up_the_whole(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse, nearly the zero model: from so sharp a start L-BFGS takes up to a thousand steps."""
+    features, labels = benchmark.draw("sparse", 1000, 500)
+    monkeypatch.setattr(proximal, "COARSE", 500)
+    one = Problem(Design(features, intercept=True), labels, LOSSES["logistic"], np.ones(1000), share * 1000, 1.0)
+    found = solve(one, tol=1e-3, max_iter=300, method="lbfgs")
+    assert found.converged
+    assert not found.zero
 
 
 @settings(max_examples=10)

@@ -6,23 +6,35 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import topkloss
 from topkloss.choose import FRACTIONS
-from topkloss.training.config import Option, TrainConfig, options
+from topkloss.training.config import Option, TrainConfig
 from topkloss.training.errors import InputError
-from topkloss.training.optionfile import read_config
-from topkloss.training.options import DataOptions
 from topkloss.training.records import RunRecord
+from topkloss.training.tasks import (
+    changes,
+    check_together,
+    checkable,
+    every_option,
+    is_table_run,
+    only_of_tables,
+    refuse_export,
+    request,
+)
+
+if TYPE_CHECKING:
+    from topkloss.training.check import DataCheck
+    from topkloss.training.evaluation import Evaluation
+    from topkloss.training.features.check import TableCheck
+    from topkloss.training.features.config import TableConfig
 
 __all__ = ["main"]
 
 _show = warnings.showwarning
-DATA = {one.name for one in fields(DataOptions)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,29 +81,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from topkloss.training.fit import fit, resume
-
-    given = {one.field: getattr(arguments, one.field) for one in options().values() if one.field in arguments}
+    given = {one.field: getattr(arguments, one.field) for one in every_option().values() if one.field in arguments}
     if arguments.resume is not None:
-        record = resume(arguments.resume, given)
+        asked = changes(arguments.resume, given)
+        from topkloss.training.fit import resume
+
+        record = resume(arguments.resume, asked)
     else:
-        read = {} if arguments.config is None else read_config(arguments.config)
-        record = fit(TrainConfig(**{**read, **given}))
+        config = request(given, arguments.config)
+        if not isinstance(config, TrainConfig):
+            _train_table(config)
+            return
+        from topkloss.training.fit import fit
+
+        record = fit(config)
     if os.environ.get("RANK", "0") == "0":
         print(f"accuracy {100 * record.last.accuracy:.1f} % on {record.data['held_out']} held-out images")
         print(f"results: {record.config.folder}")
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    from topkloss.training.check import check
+def _train_table(config: TableConfig) -> None:
+    from topkloss.report.rows import rows_table
+    from topkloss.training.features.fit import fit_table
 
-    given = {name: value for name, value in vars(arguments).items() if name in DATA}
-    found = check(arguments.csv, DataOptions(**given), seed=arguments.seed, workers=arguments.workers)
+    record = fit_table(config)
+    print(f"\n{rows_table([record])}\n\nresults: {record.config.folder}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    given = {one.field: getattr(arguments, one.field) for one in checkable().values() if one.field in arguments}
+    config = request(given, None)
+    found: DataCheck | TableCheck
+    if isinstance(config, TrainConfig):
+        from topkloss.training.check import check
+
+        found = check(config.csv, config.data_options, seed=config.seed, workers=arguments.workers)
+    else:
+        from topkloss.training.features.check import check_table
+
+        found = check_table(config)
     print(found.text())
     found.raise_for_problems()
 
 
 def _report(runs: Sequence[Path], figure: Path | None) -> None:
+    if check_together(runs):
+        _report_rows(runs, figure)
+        return
     from topkloss.report.table import table
 
     records = [RunRecord.read(run) for run in runs]
@@ -103,33 +139,66 @@ def _report(runs: Sequence[Path], figure: Path | None) -> None:
         print(f"figure: {figure}")
 
 
+def _report_rows(runs: Sequence[Path], figure: Path | None) -> None:
+    from topkloss.report.rows import hardest, losses_of, rows_table
+    from topkloss.training.features.records import TableRecord
+
+    losses = None if figure is None else losses_of(runs)
+    records, hard = [TableRecord.read(run) for run in runs], [hardest(run) for run in runs]
+    print("\n\n".join([rows_table(records), *hard]))
+    if figure is not None and losses is not None:
+        from topkloss.report.curves import draw_inspection
+
+        draw_inspection(losses, figure)
+        print(f"figure: {figure}")
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     from topkloss.report.evaluation import text
-    from topkloss.training.evaluate import evaluate, write_evaluation
-    from topkloss.training.run import load_run
+    from topkloss.training.evaluation import write_evaluation
 
     if arguments.figure is not None:
         from topkloss.report.confusion import draw_evaluation
         from topkloss.report.figure import check
 
         check(arguments.figure)
-    evaluation = evaluate(
-        load_run(arguments.run),
-        csv=arguments.data,
-        images=arguments.images,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-    )
-    path = write_evaluation(evaluation, arguments.out)
+    evaluation = _evaluated(arguments)
     if arguments.figure is not None:
         draw_evaluation(evaluation, arguments.figure)
+    path = write_evaluation(evaluation, arguments.out)
     print(text(evaluation))
     print(f"\nresults: {path}")
     if arguments.figure is not None:
         print(f"figure: {arguments.figure}")
 
 
+def _evaluated(arguments: argparse.Namespace) -> Evaluation:
+    if is_table_run(arguments.run):
+        from topkloss.training.features.evaluate import evaluate_table, load_table_run
+
+        return evaluate_table(load_table_run(arguments.run), csv=arguments.data, images=arguments.images)
+    from topkloss.training.evaluate import evaluate
+    from topkloss.training.run import load_run
+
+    return evaluate(
+        load_run(arguments.run),
+        csv=arguments.data,
+        images=arguments.images,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
+
+
 def _predict(arguments: argparse.Namespace) -> None:
+    if is_table_run(arguments.run):
+        from topkloss.training.features.evaluate import load_table_run
+        from topkloss.training.features.predict import write_table_predictions
+
+        rows = write_table_predictions(load_table_run(arguments.run), arguments.images, arguments.out)
+        print(f"{rows.lines - rows.bad} rows predicted: {arguments.out}")
+        for note in rows.notes():
+            print(f"topkloss: {note}", file=sys.stderr)
+        return
     from topkloss.training.predict import write_predictions
     from topkloss.training.run import load_run
 
@@ -146,6 +215,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _export(run: Path, out: Path) -> None:
+    refuse_export(run)
     from topkloss.training.export import export
     from topkloss.training.run import load_run
 
@@ -204,6 +274,7 @@ def _sentence(error: Exception) -> str:
     package = str(error.name).partition(".")[0]
     extras = {"matplotlib": "report", "tensorboard": "tensorboard"}
     extras |= dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export")
+    extras |= dict.fromkeys(("numpy", "scipy", "sklearn"), "tabular")
     extra = extras.get(package, "train")
     return f'this needs the package {package}; got an installation without it. pip install "topkloss[{extra}]"'
 
@@ -214,7 +285,9 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(commands.add_parser("train", parents=[common], help="train on images", allow_abbrev=False))
+    _add_train(
+        commands.add_parser("train", parents=[common], help="train on images, or on a table", allow_abbrev=False)
+    )
     _add_check(
         commands.add_parser(
             "check", parents=[common], help="list all that is wrong with a data set", allow_abbrev=False
@@ -224,7 +297,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     report.add_argument("--figure", type=Path, help="draw them too: a path that ends in .png or .svg")
     _add_evaluate(commands.add_parser("evaluate", parents=[common], help="measure a run", allow_abbrev=False))
-    _add_predict(commands.add_parser("predict", parents=[common], help="classify images", allow_abbrev=False))
+    _add_predict(
+        commands.add_parser("predict", parents=[common], help="classify images, or predict rows", allow_abbrev=False)
+    )
     export = commands.add_parser(
         "export", parents=[common], help="write a model for other programs", allow_abbrev=False
     )
@@ -239,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--data", type=Path, metavar="CSV", help="columns image,label (default: the held-out images)")
+    parser.add_argument("--data", type=Path, metavar="CSV", help="columns as in training (default: what was held out)")
     parser.add_argument("--images", type=Path, help="folder that image paths start from (default: where they were)")
     parser.add_argument("--out", type=Path, help="folder for evaluation.json (default: the run's, or one in it)")
     parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")
@@ -248,7 +323,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="files, and folders with all they hold")
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGES", help="files, and folders with all they hold; or one table"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .csv")
     _add_loading(parser)
 
@@ -278,20 +355,21 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     before = parser.add_mutually_exclusive_group()
     before.add_argument("--config", type=Path, metavar="FILE", help="options in YAML; those given here come first")
     before.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
-    for one in options().values():
-        _add_option(parser, one)
+    _add_options(parser, every_option().values())
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    for one in options().values():
-        if one.field in {"csv", *DATA}:
-            _add_option(parser, one)
-    parser.set_defaults(csv=None)
-    parser.add_argument("--seed", type=int, default=0, help="decides the split, as in train (default: 0)")
+    _add_options(parser, checkable().values())
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
 
 
-def _add_option(parser: argparse.ArgumentParser, one: Option) -> None:
+def _add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    tables = parser.add_argument_group("of a table of features, with --task classification or regression")
+    for one in options:
+        _add_option(tables if only_of_tables(one) else parser, one)
+
+
+def _add_option(parser: argparse._ActionsContainer, one: Option) -> None:
     """One that is not given is not there."""
     rest: dict[str, Any] = {"type": one.kind, "choices": one.choices or None}
     if one.kind is bool:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from topkloss.report.figure import COLOURS, save
+from topkloss.training.errors import InputError
 from topkloss.training.evaluation import Evaluation
 
 __all__ = ["draw_evaluation"]
@@ -20,21 +21,29 @@ LONGEST_NAME = 18
 
 
 def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Writes the picture: the confusion matrix and the reliability diagram.
+    """Writes the picture: the confusion matrix and, of probabilities, the reliability diagram.
 
     Args:
         evaluation: What to draw.
         path: Ends in ``.png`` or ``.svg``.
 
     Raises:
-        InputError: If the path ends otherwise or cannot be written.
+        InputError: If the path ends otherwise or cannot be written, or there are no classes.
     """
     count = len(evaluation.classes)
+    if not count:
+        raise InputError(
+            f"`--figure` must be left out for a run on numbers; got {path}. Its figures are all in the text."
+        )
     side = min(14.0, max(4.2, 1.8 + 0.36 * count))
-    picture = Picture(figsize=(side + 5.2, side + 0.4), layout="constrained")
-    left, right = picture.subplots(1, 2, gridspec_kw={"wspace": 0.06, "width_ratios": [side, 4.6]})
+    if evaluation.bins:
+        picture = Picture(figsize=(side + 5.2, side + 0.4), layout="constrained")
+        left, right = picture.subplots(1, 2, gridspec_kw={"wspace": 0.06, "width_ratios": [side, 4.6]})
+        _reliability(right, evaluation)
+    else:
+        picture = Picture(figsize=(side + 1.0, side + 0.4), layout="constrained")
+        left = picture.subplots()
     _confusion(left, evaluation)
-    _reliability(right, evaluation)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name in letters that the font does not have
         save(picture, path)
@@ -45,7 +54,7 @@ def _confusion(axes: Axes, evaluation: Evaluation) -> None:
     names, matrix = [one.name for one in evaluation.classes], evaluation.confusion
     shares = [[100 * cell / sum(row) if sum(row) else 0.0 for cell in row] for row in matrix]
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axes.figure.colorbar(drawn, ax=axes, label="% of the images of the class", shrink=0.7)
+    axes.figure.colorbar(drawn, ax=axes, label=f"% of the {evaluation.unit} of the class", shrink=0.7)
     if len(names) <= MOST_NUMBERS:
         for down, row in enumerate(matrix):
             for across, cell in enumerate(row):
@@ -62,7 +71,7 @@ def _confusion(axes: Axes, evaluation: Evaluation) -> None:
         axes.set_yticks(range(len(names)), shown, fontsize=size, parse_math=False)
     axes.tick_params(length=0)
     axes.set(xlabel="taken for", ylabel="class")
-    axes.set_title(f"{evaluation.images} images: who is taken for whom", loc="left", fontsize=11)
+    axes.set_title(f"{evaluation.images} {evaluation.unit}: who is taken for whom", loc="left", fontsize=11)
 
 
 def _reliability(axes: Axes, evaluation: Evaluation) -> None:
@@ -83,7 +92,7 @@ def _reliability(axes: Axes, evaluation: Evaluation) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     title = (
         f"expected calibration error {100 * (error or 0.0):.1f} %\n"
-        f"dots: {len(evaluation.bins)} bins, larger with more images\n"
+        f"dots: {len(evaluation.bins)} bins, larger with more {evaluation.unit}\n"
         "above the line: less sure than right"
     )
     axes.set_title(title, loc="left", fontsize=11)

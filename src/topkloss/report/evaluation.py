@@ -18,35 +18,34 @@ FIGURES = {
     "auroc": ("mean AUROC, %", True),
     "calibration_error": ("expected calibration error, %", True),
     "cross_entropy": ("cross-entropy, nats", False),
+    "r2": ("R2", False),
+    "mean_absolute_error": ("mean absolute error", False),
+    "root_mean_square_error": ("root mean square error", False),
 }
 
 
 def text(evaluation: Evaluation) -> str:
     """The tables, and what is undefined and why."""
-    which = "held-out images" if evaluation.held_out else f"images of {evaluation.data}"
+    which = f"held-out {evaluation.unit}" if evaluation.held_out else f"{evaluation.unit} of {evaluation.data}"
+    classes = ["", *_classes(evaluation)] if evaluation.classes else []
     return "\n".join(
-        [
-            f"{evaluation.run} on {evaluation.images} {which}",
-            "",
-            *_headline(evaluation),
-            "",
-            *_classes(evaluation),
-            *_notes(evaluation),
-        ]
+        [f"{evaluation.run} on {evaluation.images} {which}", "", *_headline(evaluation), *classes, *_notes(evaluation)]
     )
 
 
 def _headline(evaluation: Evaluation) -> list[str]:
     rows: list[tuple[str, ...]] = [("", "", "95 % interval")]
     for name, (title, share) in FIGURES.items():
-        figure = evaluation.figures[name]
+        figure = evaluation.figures.get(name)
+        if figure is None:
+            continue
         rows.append((title, _shown(figure.value, share), _interval(figure, share)))
     return _aligned(rows)
 
 
 def _classes(evaluation: Evaluation) -> list[str]:
     shown = _least(evaluation)
-    titles = ("class", "images", "predicted", "precision, %", "recall, %", "F1, %", "AUROC, %")
+    titles = ("class", evaluation.unit, "predicted", "precision, %", "recall, %", "F1, %", "AUROC, %")
     rows: list[tuple[str, ...]] = [titles]
     for one in shown:
         figures = [_shown(figure, True) for figure in (one.precision, one.recall, one.f1, one.auroc)]
@@ -69,15 +68,22 @@ def _notes(evaluation: Evaluation) -> list[str]:
     notes = []
     if absent:
         listed = ", ".join(absent[:5]) + (f" and {len(absent) - 5} others" if len(absent) > 5 else "")
-        notes.append(f"No image of {listed}: recall and AUROC are undefined there, and the means leave them out.")
+        notes.append(
+            f"No {evaluation.unit[:-1]} of {listed}: recall and AUROC are undefined there, and the means leave them "
+            "out."
+        )
     if any(one.precision is None for one in evaluation.classes):
         notes.append("A class that is never predicted has no precision.")
-    if evaluation.figures["auroc"].value is not None and evaluation.figures["auroc"].low is None:
-        notes.append("The AUROC has no interval here: images x classes are too many to rank again and again.")
-    if evaluation.figures["accuracy"].value == 1:
+    auroc, accuracy = evaluation.figures.get("auroc"), evaluation.figures.get("accuracy")
+    if auroc is not None and auroc.value is not None and auroc.low is None:
+        notes.append(
+            f"The AUROC has no interval here: {evaluation.unit} x classes are too many to rank again and again."
+        )
+    if accuracy is not None and accuracy.value == 1:
         most = min(1.0, 3 / evaluation.images)
         notes.append(
-            f"No error on {evaluation.images} images is compatible with an error rate of up to {_shown(most, True)} %."
+            f"No error on {evaluation.images} {evaluation.unit} is compatible with an error rate of up to "
+            f"{_shown(most, True)} %."
         )
     return ["", *notes] if notes else []
 

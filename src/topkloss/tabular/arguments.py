@@ -16,7 +16,7 @@ from topkloss.arguments import check_drop, check_k, check_word, real_number
 from topkloss.selection import capacity
 from topkloss.tabular.losses import Array
 
-__all__ = ["check_estimator_arguments", "check_magnitude", "masses_of_classes", "resolve"]
+__all__ = ["can_stream", "check_estimator_arguments", "check_magnitude", "check_stream", "masses_of_classes", "resolve"]
 
 # The square of a feature, added up over a row, must not overflow; nor its square again, in a gradient's length.
 LARGEST = 1e70
@@ -31,12 +31,52 @@ def check_estimator_arguments(estimator: Any, losses: Collection[str]) -> None:
     check_drop(estimator.drop, estimator.drop_fraction)
     if not 0 < real_number("C", estimator.C) < math.inf:
         raise ValueError(f"`C` must satisfy 0 < C < inf; got {estimator.C}. For a weak penalty pass e.g. C=1e4.")
+    if not 0 <= real_number("l1_ratio", estimator.l1_ratio) < 1:
+        raise ValueError(
+            f"`l1_ratio` must satisfy 0 <= l1_ratio < 1, because the squared penalty is what proves w; got "
+            f"{estimator.l1_ratio}. For nearly nothing but an l1 penalty pass l1_ratio=0.99."
+        )
     if not 0 < real_number("tol", estimator.tol) < 1:
         raise ValueError(
             f"`tol` must satisfy 0 < tol < 1, the relative error of w; got {estimator.tol}. Pass e.g. tol=1e-4."
         )
     if not isinstance(estimator.max_iter, numbers.Integral) or estimator.max_iter < 1:
         raise ValueError(f"`max_iter` must be an integer >= 1; got {estimator.max_iter!r}. Pass e.g. max_iter=1000.")
+
+
+def can_stream(estimator: Any) -> bool:
+    """Whether there is a `partial_fit`: for a share of an unknown mass, and nothing left out."""
+    if estimator.k is not None:
+        raise AttributeError(
+            "`partial_fit` needs `fraction` in the place of `k`, because it does not know the mass of all examples; "
+            f"got k={estimator.k!r}. Pass fraction=k/n, or use `fit`."
+        )
+    if estimator.drop or estimator.drop_fraction:
+        raise AttributeError(
+            "`partial_fit` cannot leave out the largest losses, because it does not call examples back; got "
+            f"drop={estimator.drop!r}, drop_fraction={estimator.drop_fraction!r}. Use `fit`."
+        )
+    if estimator.l1_ratio:
+        raise AttributeError(
+            f"`partial_fit` has no l1 penalty; got l1_ratio={estimator.l1_ratio!r}. Pass l1_ratio=0, or use `fit`."
+        )
+    return True
+
+
+def check_stream(estimator: Any, total: float | None) -> None:
+    """The rest of what `partial_fit` may be asked for."""
+    if total is not None and not 0 < real_number("total", total) < math.inf:
+        raise ValueError(f"`total` must satisfy 0 < total < inf; got {total}. Without weights pass the number of rows.")
+    begun = [stream.total for stream in getattr(estimator, "_streams", [])]
+    if begun and total is not None and total != begun[0]:
+        raise ValueError(
+            f"`total` must stay what it was at the first call, {begun[0]}; got {total}. Leave it out of later calls."
+        )
+    if getattr(estimator, "class_weight", None) == "balanced":
+        raise ValueError(
+            "`class_weight` must be a dict or None for `partial_fit`, which does not know how many examples there will "
+            'be of each class; got "balanced". Pass e.g. class_weight={0: 1.0, 1: 9.0}.'
+        )
 
 
 def check_magnitude(features: Any) -> None:

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight
 
 from topkloss.arguments import check_k
 from topkloss.tabular.estimators import AverageTopKClassifier, AverageTopKRegressor
+from topkloss.tabular.linear import LinearClassifier, LinearRegressor
 from topkloss.tabular.losses import Array
 
 __all__ = ["AverageTopKClassifierCV", "AverageTopKRegressorCV"]
@@ -70,7 +71,7 @@ def _adopt(search: Any, model: Any) -> None:
             setattr(search, name, value)
 
 
-class AverageTopKClassifierCV(AverageTopKClassifier):
+class AverageTopKClassifierCV(LinearClassifier):
     """`AverageTopKClassifier` with the fraction and C of the best mean score in cross-validation.
 
     Args:
@@ -79,7 +80,8 @@ class AverageTopKClassifierCV(AverageTopKClassifier):
         Cs: Those tried, each > 0.
         cv: Folds, as `sklearn.model_selection.check_cv` takes them.
         scoring: As `sklearn.metrics.check_scoring` takes it. Default: accuracy, which is blind to rare classes.
-        fit_intercept, penalize_intercept, class_weight, solver, tol, max_iter: See `AverageTopKClassifier`.
+        l1_ratio, fit_intercept, penalize_intercept, class_weight, solver, tol, max_iter: See
+            `AverageTopKClassifier`.
 
     Attributes:
         fraction_, C_: Those chosen; of equally good ones the largest fraction, then the smallest C.
@@ -103,6 +105,7 @@ class AverageTopKClassifierCV(AverageTopKClassifier):
         *,
         fractions: Sequence[float] = FRACTIONS,
         Cs: Sequence[float] = STRENGTHS,  # scikit-learn's name
+        l1_ratio: float = 0.0,
         cv: Any = None,
         scoring: Any = None,
         fit_intercept: bool = True,
@@ -115,6 +118,7 @@ class AverageTopKClassifierCV(AverageTopKClassifier):
         self.loss = loss
         self.fractions = fractions
         self.Cs = Cs
+        self.l1_ratio = l1_ratio
         self.cv = cv
         self.scoring = scoring
         self.fit_intercept = fit_intercept
@@ -128,6 +132,7 @@ class AverageTopKClassifierCV(AverageTopKClassifier):
         """Chooses fraction and C, then fits all examples; see `AverageTopKClassifier.fit`."""
         model = AverageTopKClassifier(
             self.loss,
+            l1_ratio=self.l1_ratio,
             fit_intercept=self.fit_intercept,
             penalize_intercept=self.penalize_intercept,
             class_weight=self.class_weight,
@@ -139,13 +144,13 @@ class AverageTopKClassifierCV(AverageTopKClassifier):
         return self
 
 
-class AverageTopKRegressorCV(AverageTopKRegressor):
+class AverageTopKRegressorCV(LinearRegressor):
     """`AverageTopKRegressor` with the fraction and C of the best mean score in cross-validation.
 
     Args:
         loss, delta: See `AverageTopKRegressor`.
         fractions, Cs, cv, scoring: See `AverageTopKClassifierCV`; by default the score is R2.
-        fit_intercept, penalize_intercept, solver, tol, max_iter: See `AverageTopKClassifier`.
+        l1_ratio, fit_intercept, penalize_intercept, solver, tol, max_iter: See `AverageTopKClassifier`.
 
     Attributes:
         fraction_, C_, scores_: See `AverageTopKClassifierCV`.
@@ -166,6 +171,7 @@ class AverageTopKRegressorCV(AverageTopKRegressor):
         *,
         fractions: Sequence[float] = FRACTIONS,
         Cs: Sequence[float] = STRENGTHS,
+        l1_ratio: float = 0.0,
         cv: Any = None,
         scoring: Any = None,
         delta: float = 1.0,
@@ -178,6 +184,7 @@ class AverageTopKRegressorCV(AverageTopKRegressor):
         self.loss = loss
         self.fractions = fractions
         self.Cs = Cs
+        self.l1_ratio = l1_ratio
         self.cv = cv
         self.scoring = scoring
         self.delta = delta
@@ -192,6 +199,7 @@ class AverageTopKRegressorCV(AverageTopKRegressor):
         model = AverageTopKRegressor(
             self.loss,
             delta=self.delta,
+            l1_ratio=self.l1_ratio,
             fit_intercept=self.fit_intercept,
             penalize_intercept=self.penalize_intercept,
             solver=self.solver,

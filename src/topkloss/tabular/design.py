@@ -71,12 +71,17 @@ class Design:
             if not some.all():
                 block, factor = block[some], factor[some]
             if right is None:
-                scaled = self._with_ones(block) * np.sqrt(factor)[:, None]
-                total += scaled.T @ scaled
+                scaled = block * np.sqrt(factor)[:, None]
+                square = scaled.T @ scaled
             else:
-                other = right[rows] if some.all() else right[rows][some]
-                whole = self._with_ones(block)
-                total += whole.T @ (whole * (factor * other)[:, None])
+                factor = factor * (right[rows] if some.all() else right[rows][some])
+                square = block.T @ (block * factor[:, None])
+            total[: self.columns, : self.columns] += square
+            if self.intercept:
+                total[-1, : self.columns] += factor @ block
+                total[-1, -1] += factor.sum()
+        if self.intercept:
+            total[: self.columns, -1] = total[-1, : self.columns]
         return total
 
     def squared_norms(self) -> Array:
@@ -90,9 +95,6 @@ class Design:
         for start in range(0, self.rows, step):
             rows = slice(start, start + step)
             yield rows, self.features[rows].astype(np.float64, copy=False)
-
-    def _with_ones(self, block: Array) -> Array:
-        return np.hstack([block, np.ones((len(block), 1))]) if self.intercept else block
 
     def _sparse_gram(self, factor: Array) -> Array:
         some = factor != 0

@@ -7,10 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
+from topkloss.tabular.design import Design
 from topkloss.tabular.losses import Array
 from topkloss.tabular.smoothed import Point, Smoothed
 
-__all__ = ["Direction", "LimitedMemory", "Newton"]
+__all__ = ["Chord", "Direction", "LimitedMemory", "Newton", "blocks", "downhill"]
 
 
 class Direction(Protocol):
@@ -33,18 +34,22 @@ class Newton:
 
     def __call__(self, smoothed: Smoothed, point: Point) -> Array:
         """Where the local parabola is least."""
-        hessian = _hessian(smoothed, point)
-        size = len(hessian)
-        gradient = point.gradient.T.ravel()  # output by output, as the blocks of the matrix
-        damping = 1e-14 * max(float(np.trace(hessian)) / size, np.finfo(float).tiny)
-        while True:
-            try:
-                factor = np.linalg.cholesky(hessian + damping * np.eye(size))
-            except np.linalg.LinAlgError:
-                damping *= 100
-                continue
-            step = -np.linalg.solve(factor.T, np.linalg.solve(factor, gradient))
-            return step.reshape(point.gradient.T.shape).T
+        step = downhill(_hessian(smoothed, point), point.gradient.T.ravel())
+        return step.reshape(point.gradient.T.shape).T
+
+
+class Chord:
+    """Newton's step with the curvature at a point of a part of the rows: no matrix of the whole is made."""
+
+    growth, patience = Newton.growth, Newton.patience
+
+    def __init__(self, smoothed: Smoothed, point: Point) -> None:
+        self.hessian = _hessian(smoothed, point)
+
+    def __call__(self, smoothed: Smoothed, point: Point) -> Array:
+        """Where a parabola with this curvature is least."""
+        step = downhill(self.hessian, point.gradient.T.ravel())
+        return step.reshape(point.gradient.T.shape).T
 
 
 class LimitedMemory:
@@ -85,13 +90,31 @@ class LimitedMemory:
         self.last = None
 
 
-def _hessian(smoothed: Smoothed, point: Point) -> Array:
-    """Of the smoothed objective, output by output."""
-    problem, outputs = smoothed.problem, smoothed.problem.outputs
-    size = problem.design.unknowns
-    curvature = problem.loss.curvature(point.outputs, problem.targets)
-    weight = problem.mass * np.abs(point.shares)
-    moving = smoothed.sigma * problem.mass * point.moving
+def downhill(hessian: Array, gradient: Array) -> Array:
+    """To the minimum of a parabola, however flat: with as little added to its curvature as makes it one."""
+    size = len(hessian)
+    damping = 1e-14 * max(float(np.trace(hessian)) / size, np.finfo(float).tiny)
+    while True:
+        try:
+            factor = np.linalg.cholesky(hessian + damping * np.eye(size))
+        except np.linalg.LinAlgError:
+            damping *= 100
+            continue
+        step: Array = -np.linalg.solve(factor.T, np.linalg.solve(factor, gradient))
+        return step
+
+
+def blocks(design: Design, curvature: Array, weight: Array, moving: Array, slopes: Array) -> Array:
+    """Second derivatives of a sum of losses in the coefficients, output by output.
+
+    Args:
+        design: The features.
+        curvature: Of the pieces, shape (n,) or (n, m, m).
+        weight: Factor of the curvature of each, shape (n,), >= 0.
+        moving: Factor of the square of the slope of each, shape (n,), >= 0.
+        slopes: Of the pieces, shape (n, m).
+    """
+    outputs = slopes.shape[1]
     rows: list[list[Array]] = []
     for one in range(outputs):
         row: list[Array] = []
@@ -99,18 +122,28 @@ def _hessian(smoothed: Smoothed, point: Point) -> Array:
             if other < one:
                 row.append(rows[other][one].T)
             elif outputs == 1:
-                row.append(problem.design.gram(weight * curvature + moving * point.slopes[:, 0] ** 2))
+                row.append(design.gram(weight * curvature + moving * slopes[:, 0] ** 2))
             else:
-                factor = curvature[:, one, other] * weight + moving * point.slopes[:, one] * point.slopes[:, other]
-                row.append(problem.design.gram(np.ones_like(factor) * (factor != 0), factor))
+                factor = curvature[:, one, other] * weight + moving * slopes[:, one] * slopes[:, other]
+                row.append(design.gram(np.ones_like(factor) * (factor != 0), factor))
         rows.append(row)
-    hessian = np.block(rows)
+    return np.block(rows)
+
+
+def _hessian(smoothed: Smoothed, point: Point) -> Array:
+    """Of the smoothed objective, output by output."""
+    problem, outputs = smoothed.problem, smoothed.problem.outputs
+    size = problem.design.unknowns
+    curvature = problem.loss.curvature(point.outputs, problem.targets)
+    weight = problem.mass * np.abs(point.shares)
+    moving = smoothed.sigma * problem.mass * point.moving
+    hessian = blocks(problem.design, curvature, weight, moving, point.slopes)
     total = float(problem.mass @ point.moving)
     if point.level > 0 and total > 0:
         signs = np.sign(point.shares) if problem.loss.signed else 1.0
         pull = problem.design.adjoint((problem.mass * point.moving * signs)[:, None] * point.slopes).T.ravel()
         hessian -= np.outer(pull, pull) * (smoothed.sigma / total)
-    hessian[np.diag_indices_from(hessian)] += np.tile(problem.penalties[:, 0], outputs)
+    hessian[np.diag_indices_from(hessian)] += (problem.penalties + smoothed.grip * point.held).T.ravel()
     if problem.free_intercept and hessian[-1, -1] <= 0 and outputs == 1:
         # nothing bends along the intercept: as if the shares of all examples moved
         hessian[-1, -1] = smoothed.sigma * float(problem.mass @ point.slopes[:, 0] ** 2)

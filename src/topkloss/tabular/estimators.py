@@ -10,140 +10,20 @@ with loss "hinge" or "squared_hinge" and a penalised intercept `LinearSVC(C=C)`,
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
 
-from topkloss.tabular.arguments import check_estimator_arguments, check_magnitude, masses_of_classes, resolve
-from topkloss.tabular.design import Design
-from topkloss.tabular.losses import CLASSIFICATION, REGRESSION, Array, Huber, Loss
-from topkloss.tabular.problem import Problem
-from topkloss.tabular.proximal import Solution, solve
-from topkloss.tabular.ranked_range import solve_ranked_range
-from topkloss.tabular.zero import smallest_fraction
+from topkloss.tabular.arguments import can_stream, check_estimator_arguments, check_stream, masses_of_classes
+from topkloss.tabular.linear import LinearClassifier, LinearRegressor, Task
+from topkloss.tabular.losses import CLASSIFICATION, REGRESSION, Huber
 
 __all__ = ["AverageTopKClassifier", "AverageTopKRegressor"]
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One problem of an estimator: its loss, targets, and how many outputs."""
-
-    loss: Loss
-    targets: Array
-    outputs: int = 1
-
-
-class _Linear(BaseEstimator):
-    """What the classifier and the regressor share: from checked data to coefficients."""
-
-    def _read(self, features: Any, targets: Any, sample_weight: Any, **checks: Any) -> tuple[Any, Any, Array]:
-        """The examples that count: features, targets, masses."""
-        features, targets = validate_data(
-            self, features, targets, accept_sparse=["csr", "csc"], dtype=[np.float64, np.float32], **checks
-        )
-        mass = _check_sample_weight(sample_weight, features, dtype=np.float64, ensure_non_negative=True)
-        check_magnitude(features)
-        counts = mass > 0
-        if not counts.all():
-            return features[counts], targets[counts], mass[counts]
-        return features, targets, mass
-
-    def _solve(self, features: Any, tasks: list[_Task], mass: Array) -> list[Solution]:
-        design = Design(features, intercept=self.fit_intercept)
-        k, dropped = resolve(self, float(mass.sum()))
-        solutions = []
-        for number, task in enumerate(tasks):
-            problem = Problem(
-                design,
-                task.targets,
-                task.loss,
-                mass,
-                k,
-                self.C * float(mass.sum()),
-                task.outputs,
-                penalised=self.fit_intercept and self.penalize_intercept,
-            )
-            start = self._start(number, task.outputs, design.columns)
-            given = {"tol": self.tol, "max_iter": self.max_iter, "method": self.solver, "start": start}
-            solution = solve_ranked_range(problem, dropped, **given) if dropped else solve(problem, **given)
-            solutions.append(solution)
-            self._warn(problem, solution, ranked=dropped > 0)
-        return solutions
-
-    def _start(self, number: int, outputs: int, columns: int) -> Array | None:
-        """Coefficients of the fit before, where asked for and of the right shape."""
-        coefficients = np.atleast_2d(getattr(self, "coef_", np.empty((0, 0))))
-        rows = slice(number, number + 1) if outputs == 1 else slice(None)
-        if not self.warm_start or coefficients[rows].shape != (outputs, columns):
-            return None
-        start = coefficients[rows].T.astype(np.float64)
-        intercepts = np.atleast_1d(self.intercept_)[rows]
-        return np.vstack([start, intercepts]) if self.fit_intercept else start
-
-    def _warn(self, problem: Problem, solution: Solution, *, ranked: bool) -> None:
-        if not solution.converged:
-            warnings.warn(
-                f"`tol`={self.tol:g} was not reached in `max_iter`={self.max_iter} steps: the objective is within "
-                f"{solution.certificate.gap:.2g} of its optimum. Scale the features, or raise max_iter.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
-        if solution.zero and not ranked and problem.k < float(problem.mass.sum()) and np.ptp(problem.targets) > 0:
-            fraction = smallest_fraction(problem)
-            way_out = (
-                "No fraction has another optimum."
-                if fraction is None
-                else f"The smallest fraction for which it is not is about {fraction:.2g}."
-            )
-            warnings.warn(
-                f"`fraction` = {problem.k / float(problem.mass.sum()):.3g} is too small for these data: the optimum is "
-                f"to predict the same for every example, with all coefficients 0. {way_out}",
-                UserWarning,
-                stacklevel=4,
-            )
-
-    def _store(self, solutions: list[Solution], columns: int) -> None:
-        self.coef_ = np.hstack([one.coefficients[:columns] for one in solutions]).T
-        self.intercept_ = np.zeros(len(self.coef_))
-        if self.fit_intercept:
-            self.intercept_ = np.hstack([one.coefficients[-1] for one in solutions])
-        self.threshold_ = np.array([one.certificate.threshold for one in solutions])
-        self.dual_gap_ = np.array([one.certificate.gap for one in solutions])
-        self.n_iter_ = np.array([max(1, one.iterations) for one in solutions])
-
-    def _outputs(self, features: Any) -> Array:
-        check_is_fitted(self)
-        features = validate_data(
-            self, features, accept_sparse=["csr", "csc"], dtype=[np.float64, np.float32], reset=False
-        )
-        outputs: Array = features @ self.coef_.T + self.intercept_
-        return outputs
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
-
-
-def _gives_probabilities(estimator: Any) -> bool:
-    if estimator.loss in ("logistic", "softmax"):
-        return True
-    raise AttributeError(
-        f'`predict_proba` needs a loss of probabilities; got loss="{estimator.loss}". Pass loss="logistic" or wrap the '
-        "estimator in sklearn.calibration.CalibratedClassifierCV."
-    )
-
-
-class AverageTopKClassifier(ClassifierMixin, _Linear):
+class AverageTopKClassifier(LinearClassifier):
     r"""Linear classifier that minimises the average of its k largest losses, to a certified accuracy.
 
     .. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \quad S = \sum_i s_i
@@ -157,11 +37,13 @@ class AverageTopKClassifier(ClassifierMixin, _Linear):
         drop: Mass of the largest losses left out first, >= 0: the ranked range, a stationary point of it.
         drop_fraction: `drop` as a share of S. At most one of the two; default none.
         C: Strength of the losses against the penalty, > 0; at fraction 1 that of scikit-learn.
+        l1_ratio: Share of the absolute values in the penalty, (1 - l1_ratio) |w|^2 / 2 + l1_ratio |w|_1, in [0, 1).
         fit_intercept: Whether there is an intercept.
         penalize_intercept: Whether the penalty includes it, as in `LinearSVC`.
         class_weight: Weight of each class as a dict, or "balanced"; a factor of the mass of its examples.
         solver: "newton" (a square matrix of all coefficients), "lbfgs", or "auto".
-        tol: Relative error of the coefficients that the certificate must show: sqrt(2 C S gap) <= tol |w|.
+        tol: Relative error of the coefficients that the certificate must show: sqrt(2 C S gap / (1 - l1_ratio)) <=
+            tol |w|.
         max_iter: Steps of the solver, for each problem.
         warm_start: Begin from the coefficients of the fit before.
 
@@ -195,6 +77,7 @@ class AverageTopKClassifier(ClassifierMixin, _Linear):
         drop: float | None = None,
         drop_fraction: float | None = None,
         C: float = 1.0,  # scikit-learn's name
+        l1_ratio: float = 0.0,
         fit_intercept: bool = True,
         penalize_intercept: bool = False,
         class_weight: Any = None,
@@ -209,6 +92,7 @@ class AverageTopKClassifier(ClassifierMixin, _Linear):
         self.drop = drop
         self.drop_fraction = drop_fraction
         self.C = C
+        self.l1_ratio = l1_ratio
         self.fit_intercept = fit_intercept
         self.penalize_intercept = penalize_intercept
         self.class_weight = class_weight
@@ -234,67 +118,70 @@ class AverageTopKClassifier(ClassifierMixin, _Linear):
                 f"`y` must hold at least two classes; got one class, {classes[0]!r}. Check how the labels were read."
             )
         mass = masses_of_classes(self.class_weight, classes, y, mass)
-        solutions = self._solve(X, self._tasks(y, classes), mass)
+        self._solve(X, self._tasks(y, classes), mass)
         self.classes_ = classes
-        self._store(solutions, X.shape[1])
-        if self.loss == "softmax" and len(classes) == 2:
-            # two outputs of which only the difference matters
-            self.coef_, self.intercept_ = np.diff(self.coef_, axis=0), np.diff(self.intercept_)
+        self._merge()
         return self
 
-    def _tasks(self, labels: Any, classes: Any) -> list[_Task]:
+    @available_if(can_stream)
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, *, total: float | None = None
+    ) -> Self:
+        """Takes in one chunk of examples that are more than memory holds; see `topkloss.tabular.stream`.
+
+        The objective is that of `fit`, of all examples so far; after a `fit` the first call begins anew. A chunk is not
+        kept: a parabola is left of its losses. So the coefficients are near the optimum but not certified, and there is
+        no `dual_gap_`. Chunks should have several times as many rows as X has columns.
+
+        Cost: three to ten of Newton's steps on the chunk, and (d + 1)^2 numbers kept for each problem, of all classes
+        together with "softmax".
+
+        Args:
+            X, y, sample_weight: Of the chunk; see `fit`.
+            classes: All labels that will ever come; needed at the first call, unless `fit` saw them.
+            total: Mass of all examples, without weights their number, where each will be passed more than once: every
+                pass then brings the coefficients nearer to those of `fit`. Needed at the first call. Default: what is
+                passed twice has weight 2.
+        """
+        check_estimator_arguments(self, CLASSIFICATION)
+        first = not hasattr(self, "_streams")
+        check_stream(self, total)
+        X, y, mass = self._read(X, y, sample_weight, reset=first)
+        check_classification_targets(y)
+        known = np.unique(classes) if classes is not None else getattr(self, "classes_", np.unique(y))
+        unknown = np.setdiff1d(y, known).tolist()
+        if unknown:
+            raise ValueError(
+                f"`y` must hold labels of `classes`, {known}; got {unknown[0]!r}. Name all labels at the first call."
+            )
+        _check_partial_fit_first_call(self, classes)
+        mass = masses_of_classes(self.class_weight, self.classes_, y, mass)
+        self._feed(X, self._tasks(y, self.classes_), mass, total)
+        self._merge()
+        return self
+
+    def _merge(self) -> None:
+        """Two outputs of which only the difference matters are one."""
+        if self.loss == "softmax" and len(self.classes_) == 2:
+            self.coef_, self.intercept_ = np.diff(self.coef_, axis=0), np.diff(self.intercept_)
+
+    def _tasks(self, labels: Any, classes: Any) -> list[Task]:
         loss = CLASSIFICATION[self.loss]
         if self.loss == "softmax":
-            return [_Task(loss, np.searchsorted(classes, labels).astype(np.float64), len(classes))]
+            return [Task(loss, np.searchsorted(classes, labels).astype(np.float64), len(classes))]
         positive = classes[1:] if len(classes) == 2 else classes
-        return [_Task(loss, np.where(labels == one, 1.0, -1.0)) for one in positive]
-
-    def decision_function(self, X: Any) -> Array:
-        """Outputs, shape (n,) for two classes, where > 0 is the second; (n, classes) for more."""
-        outputs = self._outputs(X)
-        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
-
-    def predict(self, X: Any) -> Any:
-        """The label of the largest output."""
-        outputs = self.decision_function(X)
-        chosen = (outputs > 0).astype(np.intp) if outputs.ndim == 1 else outputs.argmax(axis=1)
-        return self.classes_[chosen]
-
-    @available_if(_gives_probabilities)
-    def predict_proba(self, X: Any) -> Array:
-        """Probabilities, shape (n, classes): of the losses that were averaged, not of the population.
-
-        Below fraction 1 they are tilted towards one half, because easy examples were left out: calibrate them, e.g. by
-        `sklearn.calibration.CalibratedClassifierCV`, where their values matter.
-        """
-        outputs = self.decision_function(X)
-        if outputs.ndim == 1:
-            positive: Array = expit(outputs)
-            return np.column_stack([expit(-outputs), positive])
-        if self.loss == "softmax":
-            chances: Array = softmax(outputs, axis=1)
-            return chances
-        each = expit(outputs)
-        total = each.sum(axis=1, keepdims=True)
-        alike: Array = np.where(total > 0, each / np.where(total > 0, total, 1.0), 1.0 / each.shape[1])
-        return alike
-
-    @available_if(_gives_probabilities)
-    def predict_log_proba(self, X: Any) -> Array:
-        """Logarithms of `predict_proba`."""
-        chances: Array = np.log(np.maximum(self.predict_proba(X), np.finfo(np.float64).tiny))
-        return chances
+        return [Task(loss, np.where(labels == one, 1.0, -1.0)) for one in positive]
 
 
-class AverageTopKRegressor(RegressorMixin, _Linear):
+class AverageTopKRegressor(LinearRegressor):
     r"""Linear regression that minimises the average of its k largest losses, to a certified accuracy.
 
     .. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \quad S = \sum_i s_i
 
     Args:
         loss: "squared", (z - y)^2 without a half; "absolute"; "huber", (z - y)^2 / 2 up to `delta` and a line beyond.
-        k, fraction, drop, drop_fraction, C, fit_intercept, penalize_intercept, solver, tol, max_iter, warm_start: See
-            `AverageTopKClassifier`.
+        k, fraction, drop, drop_fraction, C, l1_ratio, fit_intercept, penalize_intercept, solver, tol, max_iter,
+            warm_start: See `AverageTopKClassifier`.
         delta: Where the Huber loss becomes a line, > 0, in units of y.
 
     Attributes:
@@ -321,6 +208,7 @@ class AverageTopKRegressor(RegressorMixin, _Linear):
         drop: float | None = None,
         drop_fraction: float | None = None,
         C: float = 1.0,
+        l1_ratio: float = 0.0,
         delta: float = 1.0,
         fit_intercept: bool = True,
         penalize_intercept: bool = False,
@@ -335,6 +223,7 @@ class AverageTopKRegressor(RegressorMixin, _Linear):
         self.drop = drop
         self.drop_fraction = drop_fraction
         self.C = C
+        self.l1_ratio = l1_ratio
         self.delta = delta
         self.fit_intercept = fit_intercept
         self.penalize_intercept = penalize_intercept
@@ -351,18 +240,31 @@ class AverageTopKRegressor(RegressorMixin, _Linear):
             y: Numbers, shape (n,).
             sample_weight: Mass of each example, >= 0; an integer is repetition, 0 leaves an example out.
         """
+        task, X, mass = self._prepare(X, y, sample_weight)
+        self._solve(X, [task], mass)
+        self._flatten("coef_", "intercept_", "threshold_", "dual_gap_", "n_iter_")
+        return self
+
+    @available_if(can_stream)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, *, total: float | None = None) -> Self:
+        """Takes in one chunk of examples that are more than memory holds; see `AverageTopKClassifier.partial_fit`."""
+        check_stream(self, total)
+        task, X, mass = self._prepare(X, y, sample_weight, reset=not hasattr(self, "_streams"))
+        self._feed(X, [task], mass, total)
+        self._flatten("coef_", "intercept_", "threshold_", "n_iter_")
+        return self
+
+    def _prepare(self, features: Any, targets: Any, sample_weight: Any, *, reset: bool = True) -> tuple[Task, Any, Any]:
+        """Checked data, and the problem that they make."""
         check_estimator_arguments(self, REGRESSION)
         if not 0 < self.delta < np.inf:
             raise ValueError(f"`delta` must satisfy 0 < delta < inf; got {self.delta}. Pass a usual error.")
-        X, y, mass = self._read(X, y, sample_weight, y_numeric=True)
-        y = y.astype(np.float64, copy=False)
+        features, targets, mass = self._read(features, targets, sample_weight, y_numeric=True, reset=reset)
         loss = Huber(float(self.delta)) if self.loss == "huber" else REGRESSION[self.loss]
-        self._store(self._solve(X, [_Task(loss, y)], mass), X.shape[1])
-        self.coef_ = self.coef_[0]
-        for name in ("intercept_", "threshold_", "dual_gap_", "n_iter_"):
-            setattr(self, name, getattr(self, name)[0].item())
-        return self
+        return Task(loss, targets.astype(np.float64, copy=False)), features, mass
 
-    def predict(self, X: Any) -> Array:
-        """Shape (n,)."""
-        return self._outputs(X)
+    def _flatten(self, *names: str) -> None:
+        """One problem: its row, and numbers."""
+        for name in names:
+            only = getattr(self, name)[0]
+            setattr(self, name, only if name == "coef_" else only.item())

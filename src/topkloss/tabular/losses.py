@@ -41,6 +41,9 @@ class Loss(Protocol):
     """Whether the loss is the absolute value of its piece, so that dual variables may be negative; else it is the piece
     where that is positive."""
 
+    kinked: bool
+    """Whether the piece is linear."""
+
     def value(self, outputs: Array, targets: Array) -> Array:
         """The losses, shape (n,)."""
 
@@ -60,7 +63,7 @@ class Loss(Protocol):
 class _Smooth:
     """A differentiable loss is its own piece."""
 
-    signed = False
+    signed = kinked = False
 
     def value(self, outputs: Array, targets: Array) -> Array:
         raise NotImplementedError
@@ -71,6 +74,8 @@ class _Smooth:
 
 class _Kinked:
     """A loss made of linear pieces has no curvature."""
+
+    kinked = True
 
     def curvature(self, outputs: Array, targets: Array) -> Array:
         return np.zeros(len(targets))

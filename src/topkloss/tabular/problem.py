@@ -16,6 +16,8 @@ the model itself the difference is a sum of terms that are all at least 0, so th
 
 with e the pieces of the losses and any lambda >= 0, best the k-th largest loss. P is strongly convex in w, so
 |w - w*| <= sqrt(2 A (P - D)).
+
+An l1 penalty c |w|_1 is the largest h w with |h_j| <= c: h adds to the slopes of the penalty, c |w|_1 - h w to P - D.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class Problem:
         strength: A, the weight of the losses against the penalty: |w|^2 / (2 A).
         outputs: How many numbers the model gives for each example.
         penalised: Whether the penalty includes the intercept.
+        l1: c, the weight of the sum of the absolute values of the coefficients.
     """
 
     design: Design
@@ -57,6 +60,7 @@ class Problem:
     strength: float
     outputs: int = 1
     penalised: bool = False
+    l1: float = 0.0
 
     @property
     def cap(self) -> float:
@@ -70,6 +74,12 @@ class Problem:
         if self.design.intercept and not self.penalised:
             each[-1] = 0.0
         return each
+
+    @cached_property
+    def bounds(self) -> Array:
+        """The largest h in each row of the coefficients, shape (d or d + 1, 1)."""
+        found: Array = self.l1 * (self.penalties > 0).astype(np.float64)
+        return found
 
     @property
     def free_intercept(self) -> bool:
@@ -88,12 +98,12 @@ class Problem:
         return average_top(losses, self.mass, self.k) + self.penalty(coefficients)
 
     def penalty(self, coefficients: Array) -> float:
-        """|w|^2 / (2 A)."""
-        return float((self.penalties * coefficients**2).sum()) / 2
+        """|w|^2 / (2 A) + c |w|_1."""
+        return float((self.penalties * coefficients**2 / 2 + self.bounds * np.abs(coefficients)).sum())
 
     def norm(self, coefficients: Array) -> float:
         """|w|: of what the penalty includes."""
-        return math.sqrt(2 * self.strength * self.penalty(coefficients))
+        return math.sqrt(self.strength * float((self.penalties * coefficients**2).sum()))
 
     def excess(self, pieces: Array, shares: Array, least: float | None = None) -> tuple[float, float]:
         """How much the shares p lose against the best ones at these pieces, and the k-th largest loss.
@@ -111,6 +121,10 @@ class Problem:
         lost += least * sizes - shares * pieces
         return float(self.mass @ np.maximum(lost, 0.0)) + least * max(0.0, 1.0 - float(self.mass @ sizes)), least
 
+    def slack(self, coefficients: Array, holds: Array) -> float:
+        """How much h loses against the best one for these coefficients."""
+        return float((self.bounds * np.abs(coefficients) - holds * coefficients).sum()) if self.l1 else 0.0
+
     def certify(self, coefficients: Array, outputs: Array, shares: Array) -> Certificate:
         """The duality gap of a model with the dual point that the shares make there, made feasible."""
         slopes = self.loss.slope(outputs, self.targets)
@@ -126,8 +140,10 @@ class Problem:
         image = self.design.adjoint(duals)
         if self.free_intercept:
             image[-1] = 0.0
-        residual = self.strength / 2 * float(((self.penalties * coefficients + image) ** 2).sum())
-        return Certificate(lost + distance + residual, self.objective(coefficients, outputs), threshold, image)
+        holds = -np.clip(image, -self.bounds, self.bounds)
+        residual = self.strength / 2 * float(((self.penalties * coefficients + image + holds) ** 2).sum())
+        gap = lost + distance + residual + self.slack(coefficients, holds)
+        return Certificate(gap, self.objective(coefficients, outputs), threshold)
 
     def _mixed(self, outputs: Array, shares: Array, duals: Array) -> tuple[Array, float]:
         """Softmax duals that sum to 0 in each class, and what that costs.
@@ -161,13 +177,11 @@ class Certificate:
         gap: Its objective is at most this much above the optimum.
         objective: P, the objective itself.
         threshold: The k-th largest loss.
-        image: The dual point as coefficients, X' theta, shape of the coefficients.
     """
 
     gap: float
     objective: float
     threshold: float
-    image: Array
 
 
 def _balanced(mass: Array, cap: float, shares: Array, slopes: Array) -> Array:

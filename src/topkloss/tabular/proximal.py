@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from topkloss.tabular.directions import Direction, LimitedMemory, Newton
+from topkloss.tabular.design import Design
+from topkloss.tabular.directions import Chord, Direction, LimitedMemory, Newton
+from topkloss.tabular.flat import ROUNDING, decide, zero_model
 from topkloss.tabular.losses import Array
 from topkloss.tabular.problem import Certificate, Problem
 from topkloss.tabular.smoothed import Point, Smoothed
 
-__all__ = ["Solution", "solve"]
+__all__ = ["Solution", "choose", "constant", "solve"]
 
 # From so many unknowns on no square matrix of them is made.
 MANY = 600
@@ -34,11 +36,11 @@ COARSE = 50_000
 # How accurate that start is, relatively: about as much as the part tells of the whole.
 START = 0.003
 
-# Sharper than this, in units of cap / loss, the shares drown in the rounding of the losses.
-SHARPEST = 1e10
+# Sharper than this, in units of cap / loss, no first problem of the whole is: its gradients would jump about.
+SHARP_START = 1e4
 
-# Smaller gaps, relative to the objective, are below what float64 can tell.
-ROUNDING = 4e-15
+# Sharper than this the shares drown in the rounding of the losses.
+SHARPEST = 1e10
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +49,8 @@ class Solution:
 
     Attributes:
         coefficients: Shape (d or d + 1, m), intercepts last.
-        shares: The dual variables p that prove it, shape (n,).
         certificate: The gap and what it is made of.
+        shares: The dual variables p that prove it, shape (n,).
         iterations: Steps taken, in all smoothed problems together.
         converged: Whether the accuracy asked for was reached.
         sigma: How sharp the last smoothed problem was.
@@ -56,8 +58,8 @@ class Solution:
     """
 
     coefficients: Array
-    shares: Array
     certificate: Certificate
+    shares: Array
     iterations: int
     converged: bool
     sigma: float
@@ -83,19 +85,32 @@ def solve(
     """
     design = problem.design
     coefficients = np.zeros(problem.shape) if start is None else start
-    outputs = design.outputs(coefficients)
+    outputs = np.zeros((design.rows, problem.outputs)) if start is None else design.outputs(coefficients)
     shares = np.zeros(design.rows) if problem.loss.signed else np.full(design.rows, 1.0 / problem.mass.sum())
-    direction = _direction(problem, method)
+    direction = choose(problem, method)
     run = _Run(problem, tol, _scale(problem, outputs), direction.patience)
     sigma, least = problem.cap / run.scale, run.scale
+    holds = problem.bounds * np.sign(coefficients)
     if start is None and design.rows >= 2 * COARSE:
-        coefficients, sigma = _coarse(problem, max(tol, START), max_iter, method)
-        sigma *= direction.growth
+        part = _part(problem)
+        zero = decide(part, constant(part), choose(part, method), tol=tol)
+        if zero.optimal:  # nearly so for the whole, too, and as curved
+            kind = choose(part, method)
+            along = Chord(zero.smoothed, zero.point) if isinstance(kind, Newton) else kind
+            zero = decide(problem, constant(problem), along, tol=tol, start=zero.point.coefficients)
+            if zero.model is not None:
+                return Solution(*zero.model, zero.point.shares, zero.steps, True, sigma, zero=True)
+        near = solve(part, tol=max(tol, START), max_iter=max_iter, method=method)
+        sigma = min(near.sigma * part.k / problem.k, SHARP_START * sigma) * direction.growth
+        coefficients = near.coefficients
         outputs = design.outputs(coefficients)
-        shares, _, least = Smoothed(problem, shares, sigma).shares(problem.loss.piece(outputs, problem.targets), least)
+        holds = problem.bounds * np.sign(coefficients)
+        pieces = problem.loss.piece(outputs, problem.targets)
+        shares, _, least = Smoothed(problem, shares, sigma, holds, 0.0).shares(pieces, least)
     iterations = 0
     while True:
-        smoothed = Smoothed(problem, shares, sigma)
+        grip = _grip(problem, coefficients, run.scale, sigma)
+        smoothed = Smoothed(problem, shares, sigma, holds, grip)
         point = smoothed.at(coefficients, smoothed.look(outputs, least))
         run.begin(problem.cap / sigma)
         while not run.judge(point) and iterations < max_iter:
@@ -103,7 +118,7 @@ def solve(
             step = direction(smoothed, point)
             length, look = smoothed.search(point, step)
             point = smoothed.at(point.coefficients + length * step, look)
-        coefficients, shares, least = point.coefficients, point.shares, point.level
+        coefficients, shares, holds, least = point.coefficients, point.shares, point.holds, point.level
         if run.verdict or run.proves_zero(point) or run.stalled(point) or iterations >= max_iter:
             return run.solution(point, iterations, sigma)
         outputs = design.outputs(coefficients)  # afresh: the steps' rounding errors add up
@@ -113,17 +128,29 @@ def solve(
             direction.forget_last()
 
 
-def _coarse(problem: Problem, tol: float, max_iter: int, method: str) -> tuple[Array, float]:
-    """The model of a part of the rows, every so manieth, and how sharp its last smoothed problem was."""
+def _part(problem: Problem) -> Problem:
+    """The same of every so manieth row."""
     step = max(2, problem.design.rows // COARSE)
     mass = problem.mass[::step]
     k = min(problem.k * float(mass.sum()) / float(problem.mass.sum()), float(mass.sum()))
-    part = replace(problem, design=problem.design.every(step), targets=problem.targets[::step], mass=mass, k=k)
-    found = solve(part, tol=tol, max_iter=max_iter, method=method)
-    return found.coefficients, found.sigma * part.k / problem.k
+    return replace(problem, design=problem.design.every(step), targets=problem.targets[::step], mass=mass, k=k)
 
 
-def _direction(problem: Problem, method: str) -> Direction:
+def constant(problem: Problem) -> Array:
+    """The best model without weights, shape of the coefficients: of each different target one example will do."""
+    found = np.zeros(problem.shape)
+    if not problem.design.intercept:
+        return found
+    targets, which = np.unique(problem.targets, return_inverse=True)
+    mass = np.bincount(which, weights=problem.mass).astype(np.float64, copy=False)
+    design = Design(np.empty((len(targets), 0)), intercept=True)
+    one = replace(problem, design=design, targets=targets, mass=mass, l1=problem.l1 * problem.penalised)
+    found[-1] = solve(one, tol=1e-9, max_iter=1000, method="newton").coefficients[-1]
+    return found
+
+
+def choose(problem: Problem, method: str) -> Direction:
+    """Newton's direction, or that of a limited memory."""
     unknowns = problem.shape[0] * problem.shape[1]
     small = unknowns <= MANY and problem.design.rows * unknowns**2 <= COSTLY
     return Newton() if method == "newton" or (method == "auto" and small) else LimitedMemory()
@@ -134,6 +161,15 @@ def _scale(problem: Problem, outputs: Array) -> float:
     here, nothing = (problem.loss.value(one, problem.targets) for one in (outputs, np.zeros_like(outputs)))
     sizes = float(problem.mass @ here), 1e-8 * float(problem.mass @ nothing)
     return max(sizes) / float(problem.mass.sum()) or 1.0
+
+
+def _grip(problem: Problem, coefficients: Array, scale: float, sigma: float) -> float:
+    """How far h moves with the coefficients: as sharp, in units of their size, as p is in units of the losses."""
+    if not problem.l1:
+        return 0.0
+    most = min(math.sqrt(2 * problem.strength * scale), scale / problem.l1)
+    size = max(float(np.abs(coefficients[problem.bounds[:, 0] > 0]).mean()), 1e-3 * most)
+    return problem.l1 / size * sigma * scale / problem.cap
 
 
 def _rounding(problem: Problem, point: Point) -> float:
@@ -163,6 +199,7 @@ class _Run:
         self.part = 0.1
         self.squared_norms: Array | None = None
         self.zero: tuple[Array, Certificate] | None = None
+        self.certified: tuple[Point, Array, Certificate] | None = None
 
     def begin(self, width: float) -> None:
         """A new smoothed problem, in which the losses of the examples that move differ by so much."""
@@ -173,55 +210,53 @@ class _Run:
         """Whether the smoothed problem is solved as far as it matters, or the whole problem is."""
         problem = self.problem
         excess, _ = problem.excess(point.pieces, point.shares, point.level)
+        excess += problem.slack(point.coefficients, point.holds)
         weights = point.gradient[:-1] if problem.free_intercept else point.gradient
         residual = problem.strength / 2 * float((weights**2).sum())
         self.gap = excess + residual
-        if self._accurate(point, self.gap):
-            self.gap = problem.certify(point.coefficients, point.outputs, point.shares).gap
-            if self._accurate(point, self.gap):
-                self.verdict = "accurate"
-                return True
+        unbalanced = 0.0
         if problem.free_intercept:
             # made good among the examples that move, whose losses differ by no more than this; else by all
             width = min(self.width, self.scale) if point.moving.any() else self.scale
-            residual += _imbalance(problem, point) * width
+            unbalanced = _imbalance(problem, point) * width
+        hopeless = 0.1 * unbalanced if unbalanced > 1e-12 * self.scale else 0.0  # a certificate costs a step
+        if self._accurate(point.coefficients, self.gap + hopeless):
+            coefficients, certificate = self._certify(point)
+            self.gap = certificate.gap
+            if self._accurate(coefficients, self.gap):
+                self.verdict = "accurate"
+                return True
+        residual += unbalanced
         self.waited = 0 if residual < 0.5 * self.residual else self.waited + 1
         self.residual = min(residual, self.residual)
         return residual <= self.part * excess or self.waited > (3 if residual <= 1e-12 * self.scale else self.patience)
 
-    def _accurate(self, point: Point, gap: float) -> bool:
-        return math.sqrt(2 * self.problem.strength * gap) <= self.tol * self.problem.norm(point.coefficients)
+    def _accurate(self, coefficients: Array, gap: float) -> bool:
+        return math.sqrt(2 * self.problem.strength * gap) <= self.tol * self.problem.norm(coefficients)
+
+    def _certify(self, point: Point) -> tuple[Array, Certificate]:
+        """The model of a point, where an l1 penalty holds coefficients near 0 they are 0, and its certificate."""
+        if self.certified is None or self.certified[0] is not point:
+            coefficients, outputs = point.coefficients, point.outputs
+            if point.held.any():
+                coefficients = np.where(point.held, 0.0, coefficients)
+                outputs = self.problem.design.outputs(coefficients)
+            self.certified = point, coefficients, self.problem.certify(coefficients, outputs, point.shares)
+        return self.certified[1:]
 
     def proves_zero(self, point: Point) -> bool:
-        """Whether the shares of this point prove that no weight at all is as good as it gets.
-
-        The optimum then is no farther from 0 than a small part of what slopes of random directions would add up to,
-        and no better than by a small part of the objective.
-        """
-        problem = self.problem
-        coefficients = point.coefficients.copy()
-        coefficients[: problem.design.columns] = 0.0
-        if problem.design.intercept and problem.penalised:
-            coefficients[-1] = 0.0
-        outputs = np.zeros_like(point.outputs) + (coefficients[-1] if problem.design.intercept else 0.0)
-        excess, _ = problem.excess(problem.loss.piece(outputs, problem.targets), point.shares)
-        small = max(self.tol**2, ROUNDING)
-        if excess > small * self.scale or problem.penalty(point.coefficients) > 1e-2 * self.scale:
+        """Whether the shares of this point prove that no weight at all is as good as it gets."""
+        if self.problem.penalty(point.coefficients) > 1e-2 * self.scale:
             return False
-        certificate = problem.certify(coefficients, outputs, point.shares)
-        duals = (problem.mass * point.shares) ** 2 * (point.slopes**2).sum(axis=1)
-        chance = problem.strength * math.sqrt(float(duals @ self._norms()))
-        far = math.sqrt(2 * problem.strength * certificate.gap)
-        if far > self.tol * chance or certificate.gap > small * certificate.objective:
-            return False
-        self.verdict, self.zero = "zero", (coefficients, certificate)
-        return True
-
-    def _norms(self) -> Array:
         if self.squared_norms is None:
-            ones = self.problem.design.intercept and self.problem.penalised
-            self.squared_norms = self.problem.design.squared_norms() + float(ones)
-        return self.squared_norms
+            self.squared_norms = self.problem.design.squared_norms()
+        constant = np.zeros_like(point.coefficients)
+        if self.problem.free_intercept:
+            constant[-1] = point.coefficients[-1]
+        self.zero = zero_model(self.problem, point, constant, self.tol, self.squared_norms)
+        if self.zero is not None:
+            self.verdict = "zero"
+        return self.zero is not None
 
     def stalled(self, point: Point) -> bool:
         """After a smoothed problem: whether the last ones brought nothing, or nothing more can be told."""
@@ -230,7 +265,7 @@ class _Run:
         self.idle = 0 if self.gap < 0.5 * self.best else self.idle + 1
         self.last, self.best = self.gap, min(self.best, self.gap)
         if self.idle > 0 and self.gap <= 1e-10 * self.scale:
-            certificate = self.problem.certify(point.coefficients, point.outputs, point.shares)
+            _, certificate = self._certify(point)
             if certificate.gap <= max(ROUNDING * certificate.objective, _rounding(self.problem, point)):
                 self.verdict = "rounding"
         return bool(self.verdict) or self.idle > 12
@@ -238,9 +273,5 @@ class _Run:
     def solution(self, point: Point, iterations: int, sigma: float) -> Solution:
         """What was reached."""
         if self.zero is not None:
-            coefficients, certificate = self.zero
-            return Solution(coefficients, point.shares, certificate, iterations, True, sigma, zero=True)
-        certificate = self.problem.certify(point.coefficients, point.outputs, point.shares)
-        return Solution(
-            point.coefficients, point.shares, certificate, iterations, bool(self.verdict), sigma, zero=False
-        )
+            return Solution(*self.zero, point.shares, iterations, True, sigma, zero=True)
+        return Solution(*self._certify(point), point.shares, iterations, bool(self.verdict), sigma, zero=False)

@@ -4,7 +4,8 @@ r"""The smoothed problem around a centre: what the proximal point method solves 
     0 \le p_i \le \tfrac1k,\ \textstyle\sum_i s_i p_i \le 1
 
 The maximum is reached by one p, the projection of c + sigma e, so M is differentiable, with the gradient that p makes;
-c, the centre, is the p of the problem before, and with it M touches the objective where the two agree.
+c, the centre, is the p of the problem before, and with it M touches the objective where the two agree. The corner of an
+l1 penalty is smoothed in the same way, by its h.
 """
 
 from __future__ import annotations
@@ -51,19 +52,38 @@ class Point(Look):
     Attributes:
         coefficients: Of the model, shape (d or d + 1, m).
         gradient: Of M, shape of the coefficients.
+        holds: The h that is best, shape of the coefficients.
+        held: True where h is inside its bounds: there the coefficient is held near 0.
     """
 
     coefficients: Array
     gradient: Array
+    holds: Array
+    held: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
 class Smoothed:
-    """The problem, the centre c of shape (n,), and sigma."""
+    """The problem around a centre.
+
+    Attributes:
+        problem: What is smoothed.
+        centre: c, shape (n,).
+        sigma: How far p moves with the losses.
+        hold: The centre of h, shape of the coefficients.
+        grip: How far h moves with the coefficients.
+    """
 
     problem: Problem
     centre: Array
     sigma: float
+    hold: Array
+    grip: float
+
+    def holds(self, coefficients: Array) -> Array:
+        """The best h for these coefficients."""
+        bounds = self.problem.bounds
+        return np.clip(self.hold + self.grip * coefficients, -bounds, bounds)
 
     def shares(self, pieces: Array, guess: float) -> tuple[Array, NDArray[np.bool_], float]:
         """The best p for these pieces, where it moves, and the piece at which it is cut, which is near the guess."""
@@ -94,8 +114,10 @@ class Smoothed:
 
     def at(self, coefficients: Array, look: Look) -> Point:
         """The point of a model whose outputs were looked at."""
-        gradient = self.problem.penalties * coefficients + self.problem.design.adjoint(look.duals)
-        return Point(**vars(look), coefficients=coefficients, gradient=gradient)
+        holds = self.holds(coefficients)
+        gradient = self.problem.penalties * coefficients + holds + self.problem.design.adjoint(look.duals)
+        held = np.abs(holds) < self.problem.bounds
+        return Point(**vars(look), coefficients=coefficients, gradient=gradient, holds=holds, held=held)
 
     def search(self, point: Point, step: Array) -> tuple[float, Look]:
         """How far to go along the step, and what the outputs there tell.
@@ -111,6 +133,8 @@ class Smoothed:
         for _ in range(60):
             look = self.look(point.outputs + length * change, point.level)
             now = pull + length * bend + float((look.duals * change).sum())
+            if self.problem.l1:
+                now += float((self.holds(point.coefficients + length * step) * step).sum())
             if -0.7 * abs(before) <= now <= 0.1 * abs(before):
                 break
             if now > 0:
@@ -124,6 +148,8 @@ class Smoothed:
                 return low, self.look(point.outputs + low * change, point.level)
             middle = low - below * (high - low) / (above - below)
             length = min(max(middle, low + 0.05 * (high - low)), high - 0.05 * (high - low))
+        else:
+            look = self.look(point.outputs + length * change, point.level)
         return length, look
 
 

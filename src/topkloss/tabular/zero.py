@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from topkloss.tabular.flat import decide
 from topkloss.tabular.problem import Problem
-from topkloss.tabular.proximal import solve
+from topkloss.tabular.proximal import choose, constant, solve
 
 __all__ = ["smallest_fraction"]
 
@@ -34,7 +35,11 @@ def smallest_fraction(problem: Problem, *, max_iter: int = 200) -> float | None:
     total = float(problem.mass.sum())
 
     def is_zero(k: float) -> bool:
-        return solve(replace(problem, k=k), tol=ACCURACY, max_iter=max_iter).zero
+        one = replace(problem, k=k)
+        found = decide(one, constant(one), choose(one, "auto"), tol=ACCURACY)
+        if found.optimal is None:
+            return solve(one, tol=ACCURACY, max_iter=max_iter).zero
+        return found.optimal
 
     low, high = problem.k, total
     if is_zero(high):

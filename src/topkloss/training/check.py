@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from topkloss.training.data import DataOptions, data_path, find, list_data
-from topkloss.training.errors import InputError, shown
+from topkloss.training.errors import InputError, refuse_listed, shown
 from topkloss.training.examples import ImageTable, classes_of, imbalance, number
 from topkloss.training.images import bad_sentence, decode_all
 from topkloss.training.options import check_count, cores
@@ -59,9 +59,7 @@ class DataCheck:
         Raises:
             InputError: One sentence with their number.
         """
-        if self.problems:
-            number = f"{len(self.problems)} problem{'' if len(self.problems) == 1 else 's'}"
-            raise InputError(f"{shown(self.source)} must be free of problems; got {number}. Correct what is listed.")
+        refuse_listed(self.source, self.problems)
 
 
 def check(data: str | None, options: DataOptions, *, seed: int = 0, workers: int | None = 0) -> DataCheck:

@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from topkloss.training.errors import DiskError, InputError
+from topkloss.training.files import check_new
 from topkloss.training.records import WEIGHTS, replacing, write_epochs
 from topkloss.training.task import ImageClassifier
 
@@ -98,20 +99,13 @@ def created(folder: Path) -> Path:
     """
     folder = folder.absolute()
     try:
-        if folder.exists() and not (folder.is_dir() and not list(_of_others(folder))):
-            way_out = f"Pass another, or --resume {folder}" if (folder / "config.yaml").exists() else "Pass another"
-            raise InputError(f"`--out` must be a new or empty folder; got {folder}, which exists. {way_out}.")
+        check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"`--out` must be a folder that can be made; got {folder}: {error.strerror}. Pass another."
         ) from error
     return folder
-
-
-def _of_others(folder: Path) -> Iterator[Path]:
-    """What a run that was killed before it began did not leave."""
-    return (path for path in folder.iterdir() if not path.name.startswith(".partial-"))
 
 
 def emptied(folder: Path, *, keep: bool) -> None:

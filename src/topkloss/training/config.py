@@ -15,7 +15,7 @@ from typing import Any, Literal
 from topkloss.training.errors import InputError
 from topkloss.training.options import DataOptions, check_count
 
-__all__ = ["FREE", "Option", "TrainConfig", "check_colours", "checked", "options"]
+__all__ = ["FREE", "Option", "TrainConfig", "check_colours", "checked", "option", "options", "options_of"]
 
 # Of each loss the options that it takes, and what they are where they are not given.
 PARAMETERS: dict[str, dict[str, float | None]] = {
@@ -218,13 +218,18 @@ class Option:
 
 def options() -> dict[str, Option]:
     """All options, by name, in the order of the help."""
+    return options_of(TrainConfig)
+
+
+def options_of(config: type[Any]) -> dict[str, Option]:
+    """The fields of a config, by the name of the option."""
 
     def made(one: Field[Any]) -> Option:
         told = one.metadata
         name = one.name.replace("_", "-")
         return Option(name, one.name, told["kind"], told["help"], told["choices"], one.default, told["many"])
 
-    return {one.name: one for one in map(made, fields(TrainConfig))}
+    return {one.name: one for one in map(made, fields(config))}
 
 
 def checked(config: TrainConfig) -> TrainConfig:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-__all__ = ["DiskError", "InputError", "Refuse", "shown", "stop"]
+__all__ = ["DiskError", "InputError", "Refuse", "refuse_listed", "shown", "stop"]
 
 # What is done with a sentence about a mistake: `stop` raises it; the `append` of a list goes on and finds the next.
 Refuse = Callable[[str], None]
@@ -25,6 +25,17 @@ def stop(sentence: str) -> None:
         InputError: Always.
     """
     raise InputError(sentence)
+
+
+def refuse_listed(source: object, problems: Sequence[str]) -> None:
+    """Nothing, where there is none.
+
+    Raises:
+        InputError: One sentence with the number of problems, which were listed before.
+    """
+    if problems:
+        number = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+        raise InputError(f"{shown(source)} must be free of problems; got {number}. Correct what is listed.")
 
 
 def shown(name: object) -> str:

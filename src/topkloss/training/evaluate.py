@@ -9,7 +9,7 @@ import torch
 
 from topkloss.training.data import ImageTable, split, table_of
 from topkloss.training.errors import InputError, shown
-from topkloss.training.evaluation import Evaluation
+from topkloss.training.evaluation import Evaluation, write_evaluation
 from topkloss.training.measures import RESAMPLES, measure
 from topkloss.training.outputs import outputs
 from topkloss.training.run import Run
@@ -70,30 +70,6 @@ def evaluate(
         resamples=RESAMPLES,
         seed=SEED,
     )
-
-
-def write_evaluation(evaluation: Evaluation, out: Path | None) -> Path:
-    """Writes ``evaluation.json``.
-
-    Args:
-        evaluation: What to write.
-        out: The folder, made if need be. Default: that of the run; for another table, one in it, named after the table.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
-    folder = out or Path(evaluation.run) / ("" if evaluation.held_out else Path(evaluation.data).stem)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        evaluation.write(folder / "evaluation.json")
-    except OSError as error:
-        raise InputError(
-            f"`--out` must be a folder that can be written to; got {folder}: {error.strerror}. Pass another."
-        ) from error
-    return folder / "evaluation.json"
 
 
 def _whole(run: Run, csv: str | Path, images: str | Path | None) -> tuple[ImageTable, list[int]]:

@@ -9,9 +9,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from topkloss.training.errors import InputError
 from topkloss.training.records import replacing
 
-__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure"]
+__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure", "write_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,16 @@ class Evaluation:
         data: The table of the images.
         digest: Of the table (SHA-256).
         held_out: Whether they are the run's own held-out images.
-        images: Their number.
+        images: Their number; rows, where `unit` says so.
         figures: `accuracy`, `balanced_accuracy`, `f1`, `auroc` (both the plain mean over the classes that have one),
-            `cross_entropy` in nats, `calibration_error`.
+            `cross_entropy` in nats, `calibration_error`, of models that have these; of numbers `r2`,
+            `mean_absolute_error`, `root_mean_square_error`, and no classes.
         classes: In the order of the model's outputs.
         confusion: Images of each class, a row, that were taken for each, a column.
         bins: Of the reliability diagram.
         resamples: How often the images were drawn for the intervals.
         seed: Of the drawing.
+        unit: What was measured: "images" or "rows".
     """
 
     run: str
@@ -102,9 +105,34 @@ class Evaluation:
     bins: tuple[Bin, ...]
     resamples: int
     seed: int
+    unit: str = "images"
 
     def write(self, path: Path) -> None:
         """Writes it as JSON; what is undefined is null."""
         with replacing(path) as partial:
             content = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
             partial.write_text(content + "\n", encoding="utf-8")
+
+
+def write_evaluation(evaluation: Evaluation, out: Path | None) -> Path:
+    """Writes ``evaluation.json``.
+
+    Args:
+        evaluation: What to write.
+        out: The folder, made if need be. Default: that of the run; for another table, one in it, named after the table.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    folder = out or Path(evaluation.run) / ("" if evaluation.held_out else Path(evaluation.data).stem)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        evaluation.write(folder / "evaluation.json")
+    except OSError as error:
+        raise InputError(
+            f"`--out` must be a folder that can be written to; got {folder}: {error.strerror}. Pass another."
+        ) from error
+    return folder / "evaluation.json"

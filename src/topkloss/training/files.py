@@ -9,7 +9,7 @@ from pathlib import Path
 from topkloss.training.errors import InputError
 from topkloss.training.records import replacing
 
-__all__ = ["check_out", "written"]
+__all__ = ["check_new", "check_out", "written"]
 
 
 def check_out(path: Path, suffixes: Sequence[str]) -> None:
@@ -26,6 +26,25 @@ def check_out(path: Path, suffixes: Sequence[str]) -> None:
         raise InputError(f"`--out` must be a file; got {path}, which is a folder. Pass {path / f'out{path.suffix}'}.")
     if not path.parent.is_dir():
         raise InputError(f"`--out` must lie in a folder; got {path}, and there is no {path.parent}. Make it first.")
+
+
+def check_new(folder: Path, *, resumable: bool = True) -> None:
+    """Whether a run may have this folder; `resumable`: whether one that is there can be gone on with.
+
+    Raises:
+        InputError: If something is in it, or it is none.
+        OSError: If the system does not let it be seen.
+    """
+    if folder.exists() and not (folder.is_dir() and not list(_of_others(folder))):
+        way_out = (
+            f"Pass another, or --resume {folder}" if resumable and (folder / "config.yaml").exists() else "Pass another"
+        )
+        raise InputError(f"`--out` must be a new or empty folder; got {folder}, which exists. {way_out}.")
+
+
+def _of_others(folder: Path) -> Iterator[Path]:
+    """What a run that was killed before it began did not leave."""
+    return (path for path in folder.iterdir() if not path.name.startswith(".partial-"))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from topkloss.training.config import Option, options
 from topkloss.training.errors import InputError
 
-__all__ = ["RECORDED", "given", "read_config"]
+__all__ = ["RECORDED", "content_of", "given", "read_config"]
 
 # A key of a run's own config.yaml that is no option: what was recorded beside them.
 RECORDED = "recorded"
@@ -24,6 +24,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: If it cannot be read, a key is no option, or a value is of another kind.
+    """
+    return given(content_of(path), str(path))
+
+
+def content_of(path: Path) -> dict[Any, Any]:
+    """What stands in a file of options, as YAML has it.
+
+    Raises:
+        InputError: If it cannot be read, or a key is there twice.
     """
     import yaml
 
@@ -44,16 +53,21 @@ def read_config(path: Path) -> dict[str, Any]:
     if twice:
         raise InputError(f"{path}: a key must be given once; got {twice[0]} twice. Remove one of the lines.")
     content.pop(RECORDED, None)
-    return given(content, str(path))
+    return content
 
 
-def given(content: Mapping[Any, Any], where: str) -> dict[str, Any]:
+def given(content: Mapping[Any, Any], where: str, known: Mapping[str, Option] | None = None) -> dict[str, Any]:
     """Options as they stand in a file, by field, each of its kind.
+
+    Args:
+        content: As YAML has it.
+        where: The file, for a sentence.
+        known: The options; default: those of a run on images.
 
     Raises:
         InputError: If a key is no option or a value is of another kind.
     """
-    known = options()
+    known = options() if known is None else known
     read = {}
     for name, value in content.items():
         if name not in known:
@@ -68,8 +82,9 @@ def _of_kind(one: Option, value: Any, where: str) -> Any:
     """YAML reads 1e-3 as a word, and 32 as a number."""
     if value is None and one.default is None:
         return None
-    if one.many and isinstance(value, list):
-        return [_of_kind(replace(one, many=False), each, where) for each in value]
+    if one.many:
+        several = value if isinstance(value, list) else [value]
+        return [_of_kind(replace(one, many=False), each, where) for each in several]
     try:
         if one.kind is bool and not isinstance(value, bool):
             raise ValueError

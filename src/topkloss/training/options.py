@@ -9,7 +9,7 @@ from pathlib import Path
 
 from topkloss.training.errors import InputError, shown
 
-__all__ = ["HELD_OUT", "DataOptions", "check_count", "check_options", "cores"]
+__all__ = ["HELD_OUT", "DataOptions", "check_count", "check_options", "check_share", "cores"]
 
 HELD_OUT = 0.1
 
@@ -57,12 +57,7 @@ def check_options(data: Path | None, options: DataOptions) -> None:
     """
     if data is None or os.path.isdir(data):  # Path.is_dir raises where a name is too long
         _check_no_table(data, options)
-    if not 0 < options.held_out < 1:
-        share = options.held_out / 100 if 1 <= options.held_out < 100 else HELD_OUT
-        raise InputError(
-            f"`--held-out` must satisfy 0 < share < 1; got {options.held_out:g}. "
-            f"For {100 * share:g} % of each class pass --held-out {share:g}."
-        )
+    check_share(options.held_out)
     suffix = options.image_suffix
     if suffix and not (suffix[0] == "." and suffix[1:].isalnum()):
         raise InputError(f"`--image-suffix` must be a dot and letters; got {shown(suffix)}. Pass .jpg, for one.")
@@ -78,6 +73,20 @@ def check_options(data: Path | None, options: DataOptions) -> None:
         raise InputError(
             f"`--label-columns` must be 2 columns or more, each once; got {shown(', '.join(columns))}. "
             "For one column of names pass --label-column."
+        )
+
+
+def check_share(held_out: float) -> None:
+    """The share that is held out.
+
+    Raises:
+        InputError: If it is none.
+    """
+    if not 0 < held_out < 1:
+        share = held_out / 100 if 1 <= held_out < 100 else HELD_OUT
+        raise InputError(
+            f"`--held-out` must satisfy 0 < share < 1; got {held_out:g}. "
+            f"For {100 * share:g} % of each class pass --held-out {share:g}."
         )
 
 

@@ -8,11 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from topkloss.training.errors import InputError, Refuse
-from topkloss.training.examples import Example, ImageTable
+from topkloss.training.examples import ImageTable
 from topkloss.training.options import HELD_OUT
 from topkloss.training.tables import Listing, Row
 
-__all__ = ["check_parts", "split"]
+__all__ = ["check_groups", "check_parts", "split", "split_rows"]
 
 # The most that are tried: some orders leave a class on one side, and the nearest of a hundred is nearer than the first.
 ORDERS = 100
@@ -42,7 +42,7 @@ def check_parts(listing: Listing, refuse: Refuse) -> None:
     elif len(labelled) == 1:
         place = listing.place(listing.rows[0].line)
         refuse(f"{place}: there must be 2 classes or more; got only {next(iter(labelled))!r}. Add another class.")
-    _check_groups(listing, refuse)
+    check_groups(listing, refuse)
 
 
 def split(table: ImageTable, seed: int, held_out: float = HELD_OUT) -> tuple[list[int], list[int]]:
@@ -60,14 +60,29 @@ def split(table: ImageTable, seed: int, held_out: float = HELD_OUT) -> tuple[lis
     Raises:
         InputError: If the groups cannot be parted with each class on both sides.
     """
-    examples = table.examples
-    marked = [index for index, example in enumerate(examples) if example.part == "held_out"]
-    free = [index for index, example in enumerate(examples) if example.part in (None, "train")]
+    labels = [one.label for one in table.examples]
+    groups, parts = [one.group for one in table.examples], [one.part for one in table.examples]
+    return split_rows(labels, groups, parts, table.classes, seed, held_out)
+
+
+def split_rows(
+    labels: Sequence[int],
+    groups: Sequence[str | None],
+    parts: Sequence[str | None],
+    classes: Sequence[str],
+    seed: int,
+    held_out: float,
+) -> tuple[list[int], list[int]]:
+    """See `split`: the same of the class, the group and the part of each example."""
+    marked = [index for index, part in enumerate(parts) if part == "held_out"]
+    free = [index for index, part in enumerate(parts) if part in (None, "train")]
     if marked:
         return free, marked
     chance = random.Random(seed)
-    grouped = any(examples[index].group is not None for index in free)
-    drawn = _draw_groups(table, free, chance, held_out) if grouped else _draw(examples, free, chance, held_out)
+    if any(groups[index] is not None for index in free):
+        drawn = _draw_groups(labels, groups, classes, free, chance, held_out)
+    else:
+        drawn = _draw(labels, free, chance, held_out)
     return [index for index in free if index not in drawn], sorted(drawn)
 
 
@@ -95,7 +110,13 @@ def _check_class(listing: Listing, label: str, rows: Sequence[Row], given: bool,
         )
 
 
-def _check_groups(listing: Listing, refuse: Refuse) -> None:
+def check_groups(listing: Listing, refuse: Refuse) -> None:
+    """Whether each group lies in one part.
+
+    Args:
+        listing: The data set.
+        refuse: Called with one sentence for each row of a group that is in another part too.
+    """
     first: dict[str, Row] = {}
     for row in listing.rows:
         if row.group is not None and first.setdefault(row.group, row).part != row.part:
@@ -106,22 +127,29 @@ def _check_groups(listing: Listing, refuse: Refuse) -> None:
             )
 
 
-def _draw(examples: Sequence[Example], free: Sequence[int], chance: random.Random, share: float) -> set[int]:
+def _draw(labels: Sequence[int], free: Sequence[int], chance: random.Random, share: float) -> set[int]:
     places: dict[int, list[int]] = defaultdict(list)
     for index in free:
-        places[examples[index].label].append(index)
+        places[labels[index]].append(index)
     drawn: set[int] = set()
     for _, members in sorted(places.items()):
         drawn.update(chance.sample(members, max(1, min(round(share * len(members)), len(members) - 1))))
     return drawn
 
 
-def _draw_groups(table: ImageTable, free: Sequence[int], chance: random.Random, share: float) -> set[int]:
+def _draw_groups(
+    labels: Sequence[int],
+    groups: Sequence[str | None],
+    classes: Sequence[str],
+    free: Sequence[int],
+    chance: random.Random,
+    share: float,
+) -> set[int]:
     """Whole groups: of some random orders in which each class comes to both sides, the one nearest to the shares."""
     members: dict[str, list[int]] = defaultdict(list)
     for index in free:
-        members[table.examples[index].group or ""].append(index)
-    sizes = {group: Counter(table.examples[index].label for index in indices) for group, indices in members.items()}
+        members[groups[index] or ""].append(index)
+    sizes = {group: Counter(labels[index] for index in indices) for group, indices in members.items()}
     order = sorted(members)
     missing: set[int] = set()
     nearest, best = math.inf, set[str]()
@@ -143,7 +171,7 @@ def _draw_groups(table: ImageTable, free: Sequence[int], chance: random.Random, 
         return {index for group in best for index in members[group]}
     raise InputError(
         f"`--group-by` must leave each class in both parts; got groups of which no choice was found that does so with "
-        f"{table.classes[min(missing)]!r}. Group by another column, or remove the class."
+        f"{classes[min(missing)]!r}. Group by another column, or remove the class."
     )
 
 

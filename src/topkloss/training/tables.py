@@ -11,7 +11,7 @@ from topkloss.training.cells import Cells, open_cells
 from topkloss.training.errors import InputError, Refuse, shown
 from topkloss.training.options import DataOptions
 
-__all__ = ["PARTS", "Listing", "Row", "list_table"]
+__all__ = ["PARTS", "SPLIT", "Listing", "Row", "content_of", "list_table"]
 
 # What the split column may say, and the part that it means.
 PARTS = {
@@ -105,7 +105,7 @@ def list_table(table: Path, options: DataOptions, refuse: Refuse) -> Listing:
         raise InputError(
             f"`--images` must be a folder; got {shown(root)}, which is none. Pass the folder of the images."
         )
-    content = _content(table)
+    content = content_of(table)
     cells = open_cells(table, content)
     columns = _columns(cells, options)
     listing = Listing(
@@ -130,7 +130,16 @@ def list_table(table: Path, options: DataOptions, refuse: Refuse) -> Listing:
     return replace(listing, rows=tuple(rows))
 
 
-def _content(table: Path) -> bytes:
+def content_of(table: Path, columns: str = "image,label") -> bytes:
+    """The bytes of a file.
+
+    Args:
+        table: Its path.
+        columns: That it should have, for a sentence.
+
+    Raises:
+        InputError: One sentence, if it is none or cannot be read.
+    """
     if os.path.exists(table) and not os.path.isfile(table):
         raise InputError(f"{shown(table)} must be a file or a folder; got neither. Pass a CSV file.")
     try:
@@ -138,7 +147,7 @@ def _content(table: Path) -> bytes:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{shown(table)} must be a CSV file in UTF-8; got {getattr(error, 'strerror', None) or error}. "
-            "Pass a file with the columns image,label."
+            f"Pass a file with the columns {columns}."
         ) from error
 
 
