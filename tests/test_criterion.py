@@ -184,7 +184,8 @@ def test_a_label_of_a_sample_of_weight_zero_never_matters() -> None:
     value = AverageTopKCrossEntropyLoss(fraction=0.5)(
         outputs, targets.masked_fill(~counts, 99), sample_weight=counts.double()
     )
-    assert value == AverageTopKCrossEntropyLoss(fraction=0.5)(outputs, targets)
+    # close, not equal: where nobody gives masses, kernels may serve, which add in another order
+    torch.testing.assert_close(value, AverageTopKCrossEntropyLoss(fraction=0.5)(outputs, targets), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("label", [5, -1])

@@ -140,11 +140,13 @@ def _verdict(record: TableRecord, several: bool) -> list[str]:
         factor, unit = GAINS[record.config.score or "accuracy"]
         gain, points = factor * record.difference, factor * record.chance
         said = "no more than" if abs(gain) <= points else "more than"
+        compared = f"{abs(gain):.2g} {unit} {'better' if gain > 0 else 'worse'} than"
+        explained = f"{said} the {points:.2g} that the choice of these rows explains by chance."
+        if gain == 0:
+            compared, explained = "exactly as good as", f"it reaches the same {unit.rpartition('of ')[2]}."
         lines.append(
-            f"{run}On {n} held-out rows {model.called} is {abs(gain):.2g} {unit} "
-            f"{'better' if gain >= 0 else 'worse'} than the plain average, tuned as well:\n{said} the "
-            f"{points:.2g} that the choice of these rows explains by chance. Another seed draws others: one "
-            "run is no proof."
+            f"{run}On {n} held-out rows {model.called} is {compared} the plain average, tuned as well:\n{explained} "
+            "Another seed draws others: one run is no proof."
         )
     for one in _models(record):
         if one.error is not None and one.error > ASKED:
