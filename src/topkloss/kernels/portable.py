@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from topkloss.losses import cross_entropy as losses_and_scores
-from topkloss.tensors import computing_dtype
+from topkloss.tensors import computing_dtype, values_are_readable
 
 # Logits that are computed with at a time: copies of so many stay in the cache.
 CHUNK = 2**18
@@ -78,7 +78,14 @@ def gradient(
         weight = weights[sample, part].unsqueeze(dim)
         target = targets[sample, part].unsqueeze(dim).clamp(0, logits.shape[1] - 1)
         slope = _slope(x.to(weights.dtype), target, weight, class_weight, smoothing, dim)
-        to.copy_(slope.masked_fill_(weight == 0, 0))
+        if not _is_finite(slope.select(dim, 0)):  # a NaN is in every class of its element, times a weight of 0 too
+            slope.masked_fill_(weight == 0, 0)
+        to.copy_(slope)
+
+
+def _is_finite(numbers: Tensor) -> bool:
+    """Whether they are known to be, where that costs no wait for a device."""
+    return values_are_readable(numbers) and bool(numbers.sum().isfinite())
 
 
 def _slope(
