@@ -34,6 +34,7 @@ from topkloss import (
     topk_threshold,
     topk_weights,
 )
+from topkloss.kernels import native
 from topkloss.regions import dice_loss
 
 AGGREGATES: dict[str, Callable[..., Tensor]] = {
@@ -282,7 +283,11 @@ def test_where_values_cannot_be_read_bad_ones_give_nan() -> None:
     for bad in (-1.0, math.nan, math.inf):
         assert compiled(torch.tensor([1.0, 2.0]), torch.tensor([1.0, bad])).isnan()
     criterion = torch.compile(AverageTopKCrossEntropyLoss(k=1), fullgraph=True, backend="eager")
-    assert criterion(torch.zeros(2, 3), torch.tensor([0, 3])).isnan()
+    outputs, targets = torch.zeros(2, 3), torch.tensor([0, 3])
+    assert criterion(outputs, targets, sample_weight=torch.ones(2)).isnan()
+    if native.is_available():  # an operator of the native kernels may look at values even there
+        with pytest.raises(ValueError, match=r"`targets` must be classes in \[0, 3\) where counted; got 3"):
+            criterion(outputs, targets)
 
 
 @pytest.mark.gpu
