@@ -32,7 +32,7 @@ def top_k_cross_entropy(
     use_native: bool,
     inplace: bool,
 ) -> Tensor:
-    """The value, by the operators; the arguments have been checked.
+    """The value, by the operators or, where nothing traces them, by the native kernels directly; all has been checked.
 
     Args:
         outputs, targets: Logits and classes in the caller's shapes; the targets int64.
