@@ -510,6 +510,19 @@ def test_leaves_are_never_overwritten() -> None:
         average_top_k_cross_entropy(outputs, targets, fraction=0.5, backend="native", inplace=True)
 
 
+@pytest.mark.skipif(not native.is_available(), reason="the native kernels were not built")
+def test_in_place_overwrites_nothing_that_will_be_differentiated_again() -> None:
+    outputs, targets = logits_and_targets((20, 4), torch.float64)
+    leaf, seconds = outputs.requires_grad_(), []
+    for inplace in (True, False):
+        logits = 2 * leaf
+        loss = average_top_k_cross_entropy(logits, targets, k=7.5, backend="native", inplace=inplace)
+        (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), leaf)[0])
+        assert torch.equal(logits, 2 * leaf)
+    assert torch.equal(*seconds)
+
+
 # Which kernel serves
 
 

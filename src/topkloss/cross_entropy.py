@@ -218,7 +218,7 @@ def _check_backend(backend: str) -> None:
 
 
 def _serves(backend: str, outputs: Tensor) -> bool:
-    """Whether an operator is called: not inside of vmap and torch.func, which see through plain torch only."""
+    """Whether the kernels are called: not inside of vmap and torch.func, which see through plain torch only."""
     if torch._C._are_functorch_transforms_active() or outputs.numel() == 0:
         return False
     return backend != "auto" or native_serves(outputs)
