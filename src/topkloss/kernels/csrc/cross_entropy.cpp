@@ -40,26 +40,6 @@ int64_t tasks_for(int64_t numbers, int64_t threads) {
   return std::max<int64_t>(1, std::min(threads, numbers / GRAIN));
 }
 
-template <typename Real>
-double weighted_sum(const Real *scores, const Real *losses, Part part, const topkloss_rule &rule) {
-  double sum = 0;
-  if (rule.mass == nullptr && rule.threshold == rule.threshold) {
-    const auto threshold = static_cast<Real>(rule.threshold);
-    double tied = 0;
-#pragma omp simd reduction(+ : sum, tied)
-    for (int64_t i = part.first; i < part.last; ++i) {
-      sum += scores[i] > threshold ? losses[i] : Real{0};
-      tied += scores[i] == threshold ? losses[i] : Real{0};
-    }
-    return rule.scale * (rule.part == 0 ? sum : sum + rule.part * tied);
-  }
-  for (int64_t i = part.first; i < part.last; ++i) {
-    const Real weight = weight_of(rule, scores[i], i);
-    if (weight != 0) sum += static_cast<double>(weight) * static_cast<double>(losses[i]);
-  }
-  return sum;
-}
-
 }  // namespace
 }  // namespace topkloss
 
@@ -99,9 +79,7 @@ double topkloss_weighted_sum(int64_t type, const void *scores, const void *losse
   std::vector<double> sums(tasks);
   for_each_task(tasks, [&](int64_t task) {
     const Part part = part_of(n, task, tasks);
-    sums[task] = type == TOPKLOSS_FLOAT64
-                     ? weighted_sum(static_cast<const double *>(scores), static_cast<const double *>(losses), part, *rule)
-                     : weighted_sum(static_cast<const float *>(scores), static_cast<const float *>(losses), part, *rule);
+    sums[task] = build().kernels[type].weighted_sum(scores, losses, part.first, part.last, *rule);
   });
   double sum = 0;
   for (const double part : sums) sum += part;

@@ -44,6 +44,7 @@ struct Sums {
   alignas(64) Int<Real> target[TILE];
   alignas(64) Real most[TILE];   // the largest logit
   alignas(64) Real rest[TILE];   // the sum of exp(x - most) over all classes but the target's
+  alignas(64) Real own[TILE];    // exp(x - most) of the target
   alignas(64) Real below[TILE];  // most - x of the target
 };
 
@@ -66,30 +67,27 @@ void sum_up(Planes<Real> of, int64_t classes, int size, Sums<Real> &sums, Planes
   for (int p = 0; p < size; p += LANES<Real>) {
     const auto target = load_vector<Ints<Real>>(sums.target + p);
     const auto most = load_vector<Reals<Real>>(sums.most + p);
-    Reals<Real> rest{}, below{};
+    Reals<Real> rest{}, own{}, below{};
     for (int64_t c = 0; c < classes; ++c) {
       const auto x = load_vector<Reals<Real>>(of.x + c * of.pitch + p) - most;
       const auto power = exp_of(x);
-      const auto own = target == static_cast<Int<Real>>(c);
-      rest += own ? Reals<Real>{} : power;
-      below = own ? -x : below;
+      const auto is_target = target == static_cast<Int<Real>>(c);
+      rest += is_target ? Reals<Real>{} : power;
+      own = is_target ? power : own;
+      below = is_target ? -x : below;
       if (WRITES) store_vector(out.x + c * out.pitch + p, power);
     }
     store_vector(sums.rest + p, rest);
+    store_vector(sums.own + p, own);
     store_vector(sums.below + p, below);
   }
 }
 
 // -log p of the target: the logarithm of 1 + u, where u is summed without the largest term, so that nothing cancels.
 template <typename Real>
-Reals<Real> score_of(Reals<Real> below, Reals<Real> rest) {
-  const auto u = below > Real{0} ? (rest - Real{1}) + exp_of(-below) : rest;
+inline Reals<Real> score_of(Reals<Real> below, Reals<Real> rest, Reals<Real> own) {
+  const auto u = below > Real{0} ? (rest - Real{1}) + own : rest;
   return below + log1p_of(u < Real{0} ? Reals<Real>{} : u);
-}
-
-template <typename Real>
-Real score_of(Real below, Real rest) {
-  return score_of<Real>(Reals<Real>{} + below, Reals<Real>{} + rest)[0];
 }
 
 // How a run of elements lies in memory.
@@ -213,22 +211,30 @@ void sum_drops(Planes<Real> of, int64_t classes, int size, const Smoothing<Real>
   }
 }
 
-// Targets as they are looked up, 0 where not counted; counts them and finds the first that is no class.
-template <typename T, typename Integer>
-void take_targets(const Place<T> &at, Integer *target, bool *counts, topkloss_found &found) {
-  const int64_t *const labels = at.of.targets + at.element;
-  const auto classes = static_cast<uint64_t>(at.of.classes);
-  int64_t counted = 0, illegal = 0;
-  for (int p = 0; p < at.size; ++p) {
-    const bool legal = static_cast<uint64_t>(labels[p]) < classes;
-    counts[p] = labels[p] != at.of.ignore_index && (at.of.counts == nullptr || at.of.counts[at.element + p] != 0);
-    counted += counts[p];
-    illegal += counts[p] & !legal;
-    target[p] = counts[p] & legal ? static_cast<Integer>(labels[p]) : 0;
+// Targets of a tile in whole vectors, -1 where not counted; counts them, and finds the first that is no class.
+template <typename Real, typename T>
+void take_targets(const Place<T> &at, Int<Real> *target, topkloss_found &found) {
+  const int64_t *const labels = at.of.targets + at.element, classes = at.of.classes, ignored = at.of.ignore_index;
+  const uint8_t *const counts = at.of.counts == nullptr ? nullptr : at.of.counts + at.element;
+  int counted = 0, usable = 0;
+  const auto take = [&](int p, bool chosen) {
+    const bool legal = (labels[p] >= 0) & (labels[p] < classes);
+    counted += chosen;
+    usable += chosen & legal;
+    target[p] = chosen & legal ? static_cast<Int<Real>>(labels[p]) : -1;
+  };
+  if (counts == nullptr) {
+#pragma omp simd reduction(+ : counted, usable)
+    for (int p = 0; p < at.size; ++p) take(p, labels[p] != ignored);
+  } else {
+#pragma omp simd reduction(+ : counted, usable)
+    for (int p = 0; p < at.size; ++p) take(p, (labels[p] != ignored) & (counts[p] != 0));
   }
+  for (int p = at.size; p < whole<Real>(at.size); ++p) target[p] = -1;
   found.counted += counted;
-  for (int p = 0; illegal > 0 && found.illegal < 0; ++p) {
-    if (counts[p] && static_cast<uint64_t>(labels[p]) >= classes) found.illegal = at.element + p;
+  for (int p = 0; usable < counted && found.illegal < 0; ++p) {
+    const bool legal = static_cast<uint64_t>(labels[p]) < static_cast<uint64_t>(classes);
+    if (labels[p] != ignored && (counts == nullptr || counts[p] != 0) && !legal) found.illegal = at.element + p;
   }
 }
 
@@ -246,37 +252,37 @@ template <typename T, typename Real>
 void score_tile(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Real *scores, Real *losses,
                 topkloss_found &found) {
   Sums<Real> sums;
-  bool counts[TILE];
   alignas(64) Real score[TILE];
   const int size = whole<Real>(at.size);
-  for (int p = at.size; p < size; ++p) sums.target[p] = 0;
-  take_targets(at, sums.target, counts, found);
+  take_targets<Real>(at, sums.target, found);
   const Planes<Real> planes = planes_of(at, scratch);
   sum_up<false>(planes, at.of.classes, size, sums, planes);
+  Ints<Real> nan{};
   for (int p = 0; p < size; p += LANES<Real>) {
+    const auto target = load_vector<Ints<Real>>(sums.target + p);
     const auto below = load_vector<Reals<Real>>(sums.below + p), rest = load_vector<Reals<Real>>(sums.rest + p);
-    store_vector(score + p, score_of<Real>(below, rest));
+    const auto now = score_of<Real>(below, rest, load_vector<Reals<Real>>(sums.own + p));
+    nan |= (now != now) & (target >= 0);
+    store_vector(score + p, target < 0 ? Reals<Real>{} - static_cast<Real>(__builtin_inf()) : now);
   }
-  int nan = 0;
-  for (int p = 0; p < at.size; ++p) {
-    nan |= counts[p] & (score[p] != score[p]);
-    scores[p] = counts[p] ? score[p] : -static_cast<Real>(__builtin_inf());
-  }
-  found.nan |= nan;
+  for (int i = 0; i < LANES<Real>; ++i) found.nan |= nan[i] != 0;
+  memcpy(scores, score, at.size * sizeof(Real));
   if (losses == nullptr) return;
   alignas(64) Real drop[TILE];
   sum_drops(planes, at.of.classes, at.size, by, sums.most, drop);
   for (int p = 0; p < at.size; ++p) {
-    const Real loss = smoothed(by, at.of.smoothing, score[p], sums.below[p], drop[p], sums.target[p]);
-    losses[p] = counts[p] ? loss : Real{0};
-    found.nan |= counts[p] & (loss != loss);
+    const bool counts = sums.target[p] >= 0;
+    const int64_t target = counts ? sums.target[p] : 0;
+    const Real loss = smoothed(by, at.of.smoothing, score[p], sums.below[p], drop[p], target);
+    losses[p] = counts ? loss : Real{0};
+    found.nan |= counts & (loss != loss);
   }
 }
 
 // One row of many classes: the same sums.
 template <typename Real>
 struct RowSums {
-  Real most, rest, below;
+  Real most, rest, own, below;
 };
 
 template <typename Real>
@@ -316,7 +322,8 @@ template <bool WRITES, typename Real>
 RowSums<Real> sum_up_row(const Real *x, int64_t classes, int64_t target, Real *out) {
   const Real most = most_of(x, classes), below = most - x[target];
   const Real before = sum_powers<WRITES>(x, 0, target, most, out);
-  return {most, before + sum_powers<WRITES>(x, target + 1, classes, most, out), below};
+  const Real rest = before + sum_powers<WRITES>(x, target + 1, classes, most, out);
+  return {most, rest, exp_of(Reals<Real>{} - below)[0], below};
 }
 
 // A row as numbers: where it lies, or in scratch.
@@ -331,16 +338,15 @@ const Real *row_of(const T *logits, int64_t classes, Real *scratch) {
 template <typename T, typename Real>
 void score_rows(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Real *scores, Real *losses,
                 topkloss_found &found) {
-  int32_t target[TILE];
-  bool counts[TILE];
-  take_targets(at, target, counts, found);
+  alignas(64) Int<Real> target[TILE];
+  take_targets<Real>(at, target, found);
   const int64_t classes = at.of.classes;
   for (int p = 0; p < at.size; ++p) {
     Real score = -static_cast<Real>(__builtin_inf()), loss = 0;
-    if (counts[p]) {
+    if (target[p] >= 0) {
       const Real *const x = row_of(at.logits + p * at.of.place_stride, classes, scratch);
       const RowSums<Real> sums = sum_up_row<false>(x, classes, target[p], static_cast<Real *>(nullptr));
-      score = score_of(sums.below, sums.rest);
+      score = score_of<Real>(Reals<Real>{} + sums.below, Reals<Real>{} + sums.rest, Reals<Real>{} + sums.own)[0];
       if (losses != nullptr) {
         Real drop = 0;
         for (int64_t c = 0; c < classes; ++c) drop += by.of_class(c) * (sums.most - x[c]);
@@ -386,9 +392,9 @@ struct Factors {
 };
 
 template <typename Real>
-Factors<Real> factors_of(const Smoothing<Real> &by, double smoothing, Real weight, Real rest, Real below,
+Factors<Real> factors_of(const Smoothing<Real> &by, double smoothing, Real weight, Real rest, Real own,
                          int64_t target) {
-  const Real sum = rest + exp_of(Reals<Real>{} - below)[0];
+  const Real sum = rest + own;
   if (smoothing == 0) return {weight / sum, -weight * (rest / sum), Real{0}};
   const Real relative = by.relative(target);
   const Real all = static_cast<Real>(1 - smoothing) + relative * by.whole;
@@ -403,7 +409,7 @@ void differentiate(Planes<Real> powers, Planes<Real> to, int64_t classes, int si
   for (int p = 0; p < size; p += LANES<Real>) {
     const auto target = load_vector<Ints<Real>>(sums.target + p);
     const auto weight = load_vector<Reals<Real>>(weights + p), rest = load_vector<Reals<Real>>(sums.rest + p);
-    const auto each = weight / (rest + exp_of(-load_vector<Reals<Real>>(sums.below + p)));
+    const auto each = weight / (rest + load_vector<Reals<Real>>(sums.own + p));
     const auto own = -(rest * each);
     for (int64_t c = 0; c < classes; ++c) {
       const auto rival = load_vector<Reals<Real>>(powers.x + c * powers.pitch + p) * each;
@@ -417,7 +423,7 @@ template <typename Real>
 void differentiate_smoothed(Planes<Real> powers, Planes<Real> to, int64_t classes, int size, const Sums<Real> &sums,
                             const Real *weights, const Smoothing<Real> &by, double smoothing) {
   for (int p = 0; p < size; ++p) {
-    const auto f = factors_of(by, smoothing, weights[p], sums.rest[p], sums.below[p], sums.target[p]);
+    const auto f = factors_of(by, smoothing, weights[p], sums.rest[p], sums.own[p], sums.target[p]);
     for (int64_t c = 0; c < classes; ++c) {
       const Real rival = powers.x[c * powers.pitch + p] * f.power - f.spread * by.of_class(c);
       const Real slope = c == sums.target[p] ? f.own : rival;
@@ -508,7 +514,7 @@ void differentiate_rows(const Place<T> &at, Real *scratch, const Real *scores, c
     Real *const out = sizeof(T) == sizeof(Real) ? reinterpret_cast<Real *>(row) : scratch;
     const Real *const x = row_of(at.logits + p * at.of.place_stride, classes, scratch);
     const RowSums<Real> sums = sum_up_row<true>(x, classes, target, out);
-    const auto f = factors_of(by, at.of.smoothing, weight, sums.rest, sums.below, target);
+    const auto f = factors_of(by, at.of.smoothing, weight, sums.rest, sums.own, target);
     if (at.of.smoothing == 0) {
 #pragma omp simd
       for (int64_t c = 0; c < classes; ++c) out[c] *= f.power;
@@ -541,13 +547,35 @@ void gradient_of(const topkloss_logits &of, int64_t first, int64_t last, const v
   }
 }
 
+// The sum of weights times losses of a range of elements, in double precision.
+template <typename Real>
+double weighted_sum_of(const void *scores_, const void *losses_, int64_t first, int64_t last,
+                       const topkloss_rule &rule) {
+  const auto *const scores = static_cast<const Real *>(scores_), *const losses = static_cast<const Real *>(losses_);
+  double sum = 0, tied = 0;
+  if (rule.mass == nullptr && rule.threshold == rule.threshold) {
+    const auto threshold = static_cast<Real>(rule.threshold);
+#pragma omp simd reduction(+ : sum, tied)
+    for (int64_t i = first; i < last; ++i) {
+      sum += scores[i] > threshold ? losses[i] : Real{0};
+      tied += scores[i] == threshold ? losses[i] : Real{0};
+    }
+    return rule.scale * (rule.part == 0 ? sum : sum + rule.part * tied);
+  }
+  for (int64_t i = first; i < last; ++i) {
+    const Real weight = weight_of(rule, scores[i], i);
+    if (weight != 0) sum += static_cast<double>(weight) * static_cast<double>(losses[i]);
+  }
+  return sum;
+}
+
 }  // namespace
 
 const CrossEntropyKernels TOPKLOSS_KERNELS[4] = {
-    {scores_of<float>, gradient_of<float>},
-    {scores_of<double>, gradient_of<double>},
-    {scores_of<bfloat16>, gradient_of<bfloat16>},
-    {scores_of<float16>, gradient_of<float16>},
+    {scores_of<float>, gradient_of<float>, weighted_sum_of<float>},
+    {scores_of<double>, gradient_of<double>, weighted_sum_of<double>},
+    {scores_of<bfloat16>, gradient_of<bfloat16>, weighted_sum_of<float>},
+    {scores_of<float16>, gradient_of<float16>, weighted_sum_of<float>},
 };
 
 }  // namespace topkloss
