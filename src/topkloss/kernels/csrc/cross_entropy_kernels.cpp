@@ -15,6 +15,7 @@ namespace topkloss {
 namespace {
 
 constexpr int TILE = 256;     // elements of a tile, at most
+constexpr int FEW = 8;         // classes up to which the planes of a tile are read side by side
 constexpr int LONG_ROW = 48;  // classes from which on a row fills vectors by itself
 
 // Memory for the tiles that are not used where they lie.
@@ -50,6 +51,17 @@ struct Sums {
 
 template <typename Real>
 void find_most(Planes<Real> of, int64_t classes, int size, Real *most) {
+  if (classes <= FEW) {
+    for (int p = 0; p < size; p += LANES<Real>) {
+      auto largest = load_vector<Reals<Real>>(of.x + p);
+      for (int64_t c = 1; c < classes; ++c) {
+        const auto now = load_vector<Reals<Real>>(of.x + c * of.pitch + p);
+        largest = now > largest ? now : largest;
+      }
+      store_vector(most + p, largest);
+    }
+    return;
+  }
   memcpy(most, of.x, size * sizeof(Real));
   for (int64_t c = 1; c < classes; ++c) {
     const Real *const x = of.x + c * of.pitch;
@@ -60,26 +72,30 @@ void find_most(Planes<Real> of, int64_t classes, int size, Real *most) {
   }
 }
 
-// Fills the sums, given the targets; writes exp(x - most) to `out` where that is wanted, which may be scratch that holds the logits.
+// Fills the sums, given the targets; writes exp(x - most) to `out` where that is wanted, which may be scratch that holds
+// the logits. What lies where the next tile will be is asked for meanwhile: a plane of it is too short for the
+// processor to foresee.
 template <bool WRITES, typename Real>
 void sum_up(Planes<Real> of, int64_t classes, int size, Sums<Real> &sums, Planes<Real> out) {
   find_most(of, classes, size, sums.most);
   for (int p = 0; p < size; p += LANES<Real>) {
-    const auto target = load_vector<Ints<Real>>(sums.target + p);
     const auto most = load_vector<Reals<Real>>(sums.most + p);
-    Reals<Real> rest{}, own{}, below{};
+    auto to_target = load_vector<Ints<Real>>(sums.target + p);  // how many classes on
+    Reals<Real> rest{}, own{}, above{};
     for (int64_t c = 0; c < classes; ++c) {
       const auto x = load_vector<Reals<Real>>(of.x + c * of.pitch + p) - most;
+      __builtin_prefetch(of.x + c * of.pitch + p + TILE);
       const auto power = exp_of(x);
-      const auto is_target = target == static_cast<Int<Real>>(c);
+      const auto is_target = to_target == 0;
+      to_target -= 1;
       rest += is_target ? Reals<Real>{} : power;
       own = is_target ? power : own;
-      below = is_target ? -x : below;
+      above = is_target ? x : above;
       if (WRITES) store_vector(out.x + c * out.pitch + p, power);
     }
     store_vector(sums.rest + p, rest);
     store_vector(sums.own + p, own);
-    store_vector(sums.below + p, below);
+    store_vector(sums.below + p, -above);
   }
 }
 

@@ -72,18 +72,17 @@ inline To bits_as(From from) {
 
 // exp(x) for x <= 0; 0 below -87, where the answer would be denormal; NaN for NaN.
 inline Reals<float> exp_of(Reals<float> x) {
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold
+  // 1.5 * 2^23 + 127: adding it rounds to an integer, which its low bits then hold as an exponent
+  const float magic = 12583039.0f;
   const Reals<float> shifted = x * 1.44269504f + magic;
   const Reals<float> n = shifted - magic;
   const Reals<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Reals<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
+  Reals<float> p = r * 1.3814539880e-3f + 8.3687451271e-3f;
+  p = p * r + 4.1668390790e-2f;
+  p = p * r + 1.6666520399e-1f;
+  p = p * r + 4.9999993432e-1f;
   p = p * (r * r) + (r + 1.0f);
-  const Words<float> exponent = bits_as<Words<float>>(shifted) - (0x4b400000u - 127u);
-  const Reals<float> y = p * bits_as<Reals<float>>(exponent << 23);
+  const Reals<float> y = p * bits_as<Reals<float>>(bits_as<Words<float>>(shifted) << 23);
   return x < -87.0f ? Reals<float>{} : y;
 }
 
