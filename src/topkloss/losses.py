@@ -73,11 +73,11 @@ def cross_entropy(
     if mask is not None:
         targets = targets.masked_fill(~mask, 0)
         outputs = _without_poison(outputs, mask)
-    illegal = (targets < 0) | (targets >= classes)
-    if values_are_readable(targets):
-        if bool(illegal.any()):
+    illegal = None
+    if not _are_classes(targets, classes):
+        illegal = (targets < 0) | (targets >= classes)
+        if values_are_readable(targets):
             raise illegal_target(int(targets[illegal][0]), classes)
-    else:
         targets = targets.masked_fill(illegal, 0)
 
     if label_smoothing == 0.0:
@@ -95,9 +95,17 @@ def cross_entropy(
             spread = -(log_probabilities * column).sum(dim=1) / torch.where(own > 0, own, 1)
         losses = (1 - label_smoothing) * nll + label_smoothing / classes * spread
         scores = nll.detach()
+    return losses if illegal is None else losses.masked_fill(illegal, torch.nan), scores
+
+
+def _are_classes(targets: Tensor, classes: int) -> bool:
+    """Whether all are known to be, by one read of what can be read."""
     if not values_are_readable(targets):
-        losses = losses.masked_fill(illegal, torch.nan)
-    return losses, scores
+        return False
+    if targets.numel() == 0:
+        return True
+    least, most = torch.aminmax(targets)
+    return bool(least >= 0) and bool(most < classes)
 
 
 def illegal_target(target: int, classes: int) -> ValueError:

@@ -112,9 +112,11 @@ def _top_k_cross_entropy(
     smoothed: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
     scores, losses = portable.cross_entropy(logits, targets, counts=counts, **smoothed)
     total = counts.sum().double() if mass is None else mass.sum()
-    poisoned = scores.amax().isnan() | losses.amax().isnan()
+    poisoned = scores.amax().isnan()
+    if smoothing:
+        poisoned = poisoned | losses.amax().isnan()
     weighing = rule.in_tensors(scores, mass, total, poisoned, asked.item(), is_fraction)
-    return weighted_sum(portable.weights_by(weighing, scores, mass), losses), scores, weighing
+    return portable.weighted_sum(weighing, scores, losses, mass), scores, weighing
 
 
 def _natively(
@@ -156,9 +158,7 @@ def _gradient(
         by = _steeper(rule.Rule(*weighing.tolist()), slope)
         native.gradient(logits, targets, scores, mass=mass, rule=by, **smoothed, out=gradient)
     else:
-        weights = portable.weights_by(weighing, scores, mass)
-        weights = torch.where(weights == 0, 0, weights * slope.to(weights.dtype))
-        portable.gradient(logits, targets, weights, **smoothed, out=gradient)
+        portable.gradient(logits, targets, scores, mass=mass, rule=weighing, slope=slope, **smoothed, out=gradient)
     return gradient
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from topkloss.losses import cross_entropy as losses_and_scores
+from topkloss.selection import weighted_sum as sum_of
 from topkloss.tensors import computing_dtype, values_are_readable
 
 # Logits that are computed with at a time: copies of so many stay in the cache.
@@ -40,47 +41,73 @@ def cross_entropy(
     given: dict[str, Any] = {"weight": class_weight, "label_smoothing": smoothing}
     for sample, part in _chunks(logits):
         x, target, own = logits[sample, :, part], targets[sample, part], counts[sample, part]
+        mask = None if values_are_readable(own) and bool(own.all()) else own
         if logits.stride(1) == 1:
-            loss, score = losses_and_scores(x.t(), target, mask=own, **given)
+            loss, score = losses_and_scores(x.t(), target, mask=mask, **given)
         else:
-            loss, score = (each[0] for each in losses_and_scores(x[None], target[None], mask=own[None], **given))
-        losses[sample, part] = loss.masked_fill(~own, 0)
-        scores[sample, part] = score.masked_fill(~own, -torch.inf)
+            mask = None if mask is None else mask[None]
+            loss, score = (each[0] for each in losses_and_scores(x[None], target[None], mask=mask, **given))
+        if smoothing:
+            losses[sample, part] = loss if mask is None else loss.masked_fill(~own, 0)
+        scores[sample, part] = score if mask is None else score.masked_fill(~own, -torch.inf)
     return scores, losses
 
 
 def weights_by(rule: Tensor, scores: Tensor, mass: Tensor | None) -> Tensor:
     """What each element weighs: the scale above the threshold, a part of it at the threshold, times its mass.
 
+    By arithmetic on 1 (above), 0 (at) and -1 (below), which is several times faster on the CPU than masks are.
+
     Args:
         rule: float64, (3,): threshold, part, scale. A threshold of NaN makes all that counts NaN.
         scores: -inf where not counted.
         mass: float64; None = 1 each.
     """
-    threshold, part, scale = rule.unbind()
-    threshold = threshold.to(scores.dtype)
-    above, at = scale.to(scores.dtype), (scale * part).to(scores.dtype)
-    counts = scores > -torch.inf
-    weights = torch.where(scores > threshold, above, torch.where((scores == threshold) & counts, at, 0))
+    threshold, part, scale = rule.to(scores.dtype).unbind()
+    scale = torch.where(threshold.isnan(), torch.nan, scale)
+    weights = (scores - threshold).nan_to_num_(nan=0.0).sign_().add_(part).clamp_(0, 1).mul_(scale)
     if mass is not None:
-        weights = (weights.double() * mass).to(scores.dtype)
-    return torch.where(threshold.isnan() & (counts | scores.isnan()), torch.nan, weights)
+        weights = (mass * weights).to(scores.dtype)
+    if values_are_readable(threshold) and bool(threshold > -torch.inf):  # what does not count lies below
+        return weights
+    return weights.masked_fill_(scores == -torch.inf, 0)
+
+
+def weighted_sum(rule: Tensor, scores: Tensor, losses: Tensor, mass: Tensor | None) -> Tensor:
+    """The sum of weights times losses, 0-dim, in their dtype."""
+    total = rule.new_zeros(())
+    scores, losses, mass = scores.view(-1), losses.view(-1), None if mass is None else mass.view(-1)
+    for first in range(0, scores.numel(), CHUNK):
+        part = slice(first, first + CHUNK)
+        total += sum_of(weights_by(rule, scores[part], None if mass is None else mass[part]), losses[part])
+    return total.to(losses.dtype)
 
 
 def gradient(
-    logits: Tensor, targets: Tensor, weights: Tensor, *, class_weight: Tensor | None, smoothing: float, out: Tensor
+    logits: Tensor,
+    targets: Tensor,
+    scores: Tensor,
+    *,
+    class_weight: Tensor | None,
+    smoothing: float,
+    mass: Tensor | None,
+    rule: Tensor,
+    slope: Tensor,
+    out: Tensor,
 ) -> None:
-    """The gradient of the weighted sum of the losses, written to `out`."""
+    """The gradient of the slope times the weighted sum of the losses, written to `out`."""
     rows = logits.stride(1) == 1
+    slope = slope.to(scores.dtype)
     for sample, part in _chunks(logits):
         x, to = (tensor[sample, :, part] for tensor in (logits, out))
         x, to, dim = (x.t(), to.t(), 1) if rows else (x, to, 0)
-        weight = weights[sample, part].unsqueeze(dim)
+        weight = weights_by(rule, scores[sample, part], None if mass is None else mass[sample, part])
+        weight = torch.where(weight == 0, weight, weight * slope).unsqueeze(dim)
         target = targets[sample, part].unsqueeze(dim).clamp(0, logits.shape[1] - 1)
-        slope = _slope(x.to(weights.dtype), target, weight, class_weight, smoothing, dim)
-        if not _is_finite(slope.select(dim, 0)):  # a NaN is in every class of its element, times a weight of 0 too
-            slope.masked_fill_(weight == 0, 0)
-        to.copy_(slope)
+        each = _slope(x.to(scores.dtype), target, weight, class_weight, smoothing, dim)
+        if not _is_finite(each.select(dim, 0)):  # a NaN is in every class of its element, times a weight of 0 too
+            each.masked_fill_(weight == 0, 0)
+        to.copy_(each)
 
 
 def _is_finite(numbers: Tensor) -> bool:
