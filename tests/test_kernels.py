@@ -194,7 +194,8 @@ def test_tiny_losses_are_relatively_exact(margin: float) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rows", [True, False])
-def test_infinite_logits_are_what_they_are_to_torch(backend: str, rows: bool) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_infinite_logits_are_what_they_are_to_torch(backend: str, rows: bool, smoothing: float) -> None:
     inf = math.inf
     outputs = torch.tensor(
         [[-inf, 0.0, 1.0], [0.0, -inf, -inf], [1.0, 2.0, -inf], [3e4, -3e4, 0.0]], dtype=torch.float64
@@ -203,8 +204,9 @@ def test_infinite_logits_are_what_they_are_to_torch(backend: str, rows: bool) ->
     for labels in ([1, 0, 1, 0], [0, 1, 2, 1], [2, 2, 0, 2]):
         targets = torch.tensor(labels) if rows else torch.tensor([labels])
         for k in (1.0, 2.5, 4.0):
-            ours = value_and_gradient(outputs, targets, k=k, backend=backend)
-            torch.testing.assert_close(ours, by_plain_torch(outputs, targets, k=k), equal_nan=True)
+            settings = {"k": k, "label_smoothing": smoothing}
+            ours = value_and_gradient(outputs, targets, **settings, backend=backend)
+            torch.testing.assert_close(ours, by_plain_torch(outputs, targets, **settings), equal_nan=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -212,8 +212,10 @@ struct Smoothing {
 // (1 - smoothing) score + smoothing / C * sum of w_c / w_y (score + x_y - x_c)
 template <typename Real>
 inline Real smoothed(const Smoothing<Real> &by, double smoothing, Real score, Real below, Real drop, int64_t target) {
-  // drop: the sum of w_c (most - x_c); -log p_c = (score - below) + (most - x_c)
-  return static_cast<Real>(1 - smoothing) * score + by.relative(target) * (by.whole * (score - below) + drop);
+  // drop: the sum of w_c (most - x_c); -log p_c = (score - below) + (most - x_c). Where the target's logit is -inf the
+  // drop is infinite, so what is added to it does not matter, as long as it is no NaN.
+  const Real least = below < static_cast<Real>(__builtin_inf()) ? score - below : Real{0};
+  return static_cast<Real>(1 - smoothing) * score + by.relative(target) * (by.whole * least + drop);
 }
 
 template <typename Real>
