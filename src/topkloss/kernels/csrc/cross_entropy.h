@@ -21,6 +21,8 @@ extern const CrossEntropyKernels cross_entropy_avx512[4];
 extern const CrossEntropyKernels cross_entropy_avx2[4];
 extern const CrossEntropyKernels cross_entropy_native[4];
 
+namespace {  // a copy for each build: one that they share would be linked from any of them
+
 // What an element weighs by the rule; 0 where it does not count, whose score is -inf.
 template <typename Real>
 inline Real weight_of(const topkloss_rule &rule, Real score, int64_t element) {
@@ -30,5 +32,7 @@ inline Real weight_of(const topkloss_rule &rule, Real score, int64_t element) {
   const double mass = rule.mass == nullptr ? 1.0 : rule.mass[element];
   return static_cast<Real>(threshold == threshold ? rule.scale * share * mass : __builtin_nan(""));
 }
+
+}  // namespace
 
 }  // namespace topkloss
