@@ -15,8 +15,13 @@ namespace topkloss {
 namespace {
 
 constexpr int TILE = 256;     // elements of a tile, at most
-constexpr int FEW = 8;         // classes up to which the planes of a tile are read side by side
+constexpr int FEW = 8;        // classes up to which the planes of a tile are read side by side
+constexpr int MANY = 32;      // classes up to which a tile is used where it lies; the planes of more evict each other
 constexpr int LONG_ROW = 48;  // classes from which on a row fills vectors by itself
+// A tile is computed whole where one of so many is selected: whole vectors then cost no more than packing the few.
+template <typename Real>
+constexpr int DENSE = LANES<Real> >= 8 ? 5 : 2;
+constexpr int DENSE_IN_SCRATCH = 2;
 
 // Memory for the tiles that are not used where they lie.
 template <typename Real>
@@ -81,19 +86,23 @@ void sum_up(Planes<Real> of, int64_t classes, int size, Sums<Real> &sums, Planes
   for (int p = 0; p < size; p += LANES<Real>) {
     const auto most = load_vector<Reals<Real>>(sums.most + p);
     auto to_target = load_vector<Ints<Real>>(sums.target + p);  // how many classes on
-    Reals<Real> rest{}, own{}, above{};
+    Reals<Real> rest{}, some{}, own{}, above{};
     for (int64_t c = 0; c < classes; ++c) {
       const auto x = load_vector<Reals<Real>>(of.x + c * of.pitch + p) - most;
-      __builtin_prefetch(of.x + c * of.pitch + p + TILE);
+      __builtin_prefetch(of.x + c * of.pitch + p + size);
       const auto power = exp_of(x);
       const auto is_target = to_target == 0;
       to_target -= 1;
-      rest += is_target ? Reals<Real>{} : power;
+      some += is_target ? Reals<Real>{} : power;
       own = is_target ? power : own;
       above = is_target ? x : above;
       if (WRITES) store_vector(out.x + c * out.pitch + p, power);
+      if (sizeof(Real) == 8 && c % 8 == 7) {  // few numbers are added to a large one: float64 is held to 4 ulp
+        rest += some;
+        some = Reals<Real>{};
+      }
     }
-    store_vector(sums.rest + p, rest);
+    store_vector(sums.rest + p, rest + some);
     store_vector(sums.own + p, own);
     store_vector(sums.below + p, -above);
   }
@@ -127,7 +136,7 @@ struct Place {
 // Whether a tile can be used where it lies, in whole vectors.
 template <typename T, typename Real>
 inline bool lies_in_planes(const Place<T> &at) {
-  return sizeof(T) == sizeof(Real) && at.of.place_stride == 1 && at.size % LANES<Real> == 0;
+  return sizeof(T) == sizeof(Real) && at.of.place_stride == 1 && at.of.classes <= MANY && at.size % LANES<Real> == 0;
 }
 
 // So many elements as whole vectors.
@@ -153,6 +162,7 @@ void load(const Place<T> &from, const int *index, int n, Real *scratch) {
   for (int64_t c = 0; c < classes; ++c) {
     const T *const plane = from.logits + c * across;
     Real *const to = scratch + c * pitch;
+    for (int i = 0; i < from.size; i += 64 / sizeof(T)) __builtin_prefetch(plane + from.size + i);  // the next tile's
     if (index == nullptr) {
 #pragma omp simd
       for (int i = 0; i < n; ++i) to[i] = number(plane[i]);
@@ -497,7 +507,8 @@ void differentiate_tile(const Place<T> &at, Real *scratch, const Real *scores, c
   const int selected = select(at, scores, rule, index, weight);
   const int64_t *const labels = at.of.targets + at.element;
   const Planes<Real> own{scratch, pitch_of_scratch()};
-  const bool dense = 2 * selected >= at.size && at.of.place_stride == 1;
+  const int one_of = lies_in_planes<T, Real>(at) ? DENSE<Real> : DENSE_IN_SCRATCH;
+  const bool dense = one_of * selected >= at.size && at.of.place_stride == 1;
   const int n = dense ? at.size : selected;
   for (int i = 0; i < n; ++i) {
     const int p = dense ? i : index[i];
