@@ -196,6 +196,14 @@ def large() -> tuple[Array, Array]:
     return features, (features @ weights + chance.logistic(size=50_000) > 0).astype(float)
 
 
+def cancer() -> tuple[Array, Any]:
+    return scaled(load_breast_cancer(return_X_y=True))
+
+
+def diabetes() -> tuple[Array, Any]:
+    return scaled(load_diabetes(return_X_y=True))
+
+
 def digit() -> tuple[Array, Any]:
     pixels, digits = load_digits(return_X_y=True)
     return pixels / 16, digits == 8
@@ -221,16 +229,16 @@ def relative(model: Any, exact: Any, features: Array, targets: Any) -> float:
 @pytest.mark.parametrize(
     ("data", "model", "once", "ten_times"),
     [
-        (lambda: scaled(load_breast_cancer(return_X_y=True)), AverageTopKClassifier(fraction=0.8), 0.1, 1e-3),
-        (lambda: scaled(load_breast_cancer(return_X_y=True)), AverageTopKClassifier("hinge", fraction=0.8), 5.0, 0.5),
+        (cancer, AverageTopKClassifier(fraction=0.8), 0.1, 1e-3),
+        (cancer, AverageTopKClassifier("hinge", fraction=0.8), 5.0, 0.5),
         (digit, AverageTopKClassifier(fraction=0.7), 0.02, 2e-4),
         (digit, AverageTopKClassifier("hinge", fraction=0.7), 2.0, 0.1),
-        (lambda: scaled(load_diabetes(return_X_y=True)), AverageTopKRegressor(fraction=0.5), 6e-3, 5e-4),
-        (lambda: scaled(load_diabetes(return_X_y=True)), AverageTopKRegressor("absolute", fraction=0.5), 5e-3, 5e-4),
+        (diabetes, AverageTopKRegressor(fraction=0.5), 6e-3, 5e-4),
+        (diabetes, AverageTopKRegressor("absolute", fraction=0.5), 5e-3, 5e-4),
         (large, AverageTopKClassifier(fraction=0.6), 5e-5, 4e-6),
         (large, AverageTopKClassifier("hinge", fraction=0.6), 4e-4, 4e-5),
     ],
-    ids=str,
+    ids=lambda one: getattr(one, "__name__", str(one)),
 )
 def test_how_near_it_comes_to_the_optimum(data: Any, model: Any, once: float, ten_times: float) -> None:
     """The bounds are three times what docs/tables.md states; ten chunks a pass, the rows in the order of chance."""
