@@ -19,6 +19,10 @@ CORE_TESTS = $(patsubst %,tests/test_%.py,choose criterion distributed errors gr
 # One thread each: two on shared cores are many times slower. Nothing in the tests is downloaded.
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
+# Processes that share the tests, a file as far as they can: `make test WORKERS=8` where there are eight cores.
+WORKERS = 2
+PYTEST = $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
 # What the cross-entropy is measured on: images, volumes, rows; and small inputs.
 SHAPES = 2x19x512x1024 1x150x512x512 2x4x128x128x128 4096x1000 65536x10 100x10 1000x10 3000x10 10000x10
 
@@ -64,7 +68,7 @@ demo: .venv/installed-all
 	@echo 'results: demo/average, demo/top-70 (config.yaml, metrics.csv, metrics.json, model.safetensors) and demo/report.png'
 
 test: .venv/installed-dev check
-	$(TEST_ENV) $(BIN)/pytest -m 'not slow and not gpu'
+	$(TEST_ENV) $(PYTEST) -m 'not slow and not gpu'
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -73,7 +77,7 @@ check: .venv/installed-dev
 
 # Every test, with more random batches for each law; what needs a GPU is skipped, and listed, where there is none.
 test-all: .venv/installed-dev check
-	$(TEST_ENV) TOPKLOSS_HYPOTHESIS=thorough $(BIN)/pytest
+	$(TEST_ENV) TOPKLOSS_HYPOTHESIS=thorough $(PYTEST)
 	$(MAKE) sanitize package test-oldest
 
 test-oldest: $(OLDEST)/installed
