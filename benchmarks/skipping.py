@@ -102,10 +102,10 @@ def backward_of(way: str, model: nn.Module, steps: int) -> Callable[[Tensor, Ten
     return backward
 
 
-def train(norm: str, seed: int, steps: int, every: int) -> list[Row]:
+def train(norm: str, seed: int, steps: int, every: int, width: int) -> list[Row]:
     """The three ways side by side, on the same batches."""
     images, labels = digits()
-    models = {way: network(seed, norm) for way in LOOKS}
+    models = {way: network(seed, norm, width=width) for way in LOOKS}
     backward = {way: backward_of(way, model, steps) for way, model in models.items()}
     optimizers = {way: torch.optim.SGD(models[way].parameters(), lr=RATE, momentum=0.9) for way in LOOKS}
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(one, T_max=steps) for one in optimizers.values()]
@@ -199,10 +199,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=32, help="channels of the network")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
     parser.add_argument("--figure", type=Path, default=FIGURE)
     asked = parser.parse_args(arguments)
-    rows = [row for norm in NORMS for seed in range(asked.seeds) for row in train(norm, seed, asked.steps, asked.every)]
+    given = (asked.steps, asked.every, asked.width)
+    rows = [row for norm in NORMS for seed in range(asked.seeds) for row in train(norm, seed, *given)]
     with asked.ledger.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([field.name for field in fields(Row)])

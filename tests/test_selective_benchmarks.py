@@ -30,7 +30,7 @@ def test_the_benchmark_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_accumulation_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = tmp_path / "accumulation.csv"
-    accumulation.main(["--batch", "64", "--steps", "76", "--ledger", str(ledger)])
+    accumulation.main(["--batch", "64", "--width", "8", "--steps", "76", "--ledger", str(ledger)])
     rows = accumulation.read(ledger)
     assert len(rows) == 2 * 3
     for row in rows:

@@ -11,7 +11,8 @@ from benchmarks import skipping
 
 def test_the_benchmark_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger, figure = tmp_path / "skipping.csv", tmp_path / "skipping.png"
-    skipping.main(["--ledger", str(ledger), "--figure", str(figure), "--steps", "8", "--every", "4", "--seeds", "2"])
+    small = ["--steps", "8", "--every", "4", "--seeds", "2", "--width", "8"]
+    skipping.main([*small, "--ledger", str(ledger), "--figure", str(figure)])
     rows = skipping.read(ledger)
     assert len(rows) == 2 * 3 * 2 * 3
     losses = {(row.norm, row.way, row.seed): row.cross_entropy for row in rows if row.step == 8}
