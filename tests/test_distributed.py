@@ -12,7 +12,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -43,7 +43,7 @@ PARTS = {
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 def test_every_criterion_trains_as_in_one_process(parts: list[tuple[int, int]]) -> None:
-    alone = all_trained((0, 12))
+    alone = all_trained_alone()
     assert all(losses[-1] < losses[0] for losses, _ in alone.values())
     for one in results(all_trained, [(part,) for part in parts]):
         differences = {name: difference(one[name], alone[name]) for name in CRITERIA}
@@ -55,10 +55,16 @@ def all_trained(part: tuple[int, int]) -> dict[str, tuple[list[float], list[list
     return {name: trained(name, part) for name in CRITERIA}
 
 
+@cache
+def all_trained_alone() -> dict[str, tuple[list[float], list[list[float]]]]:
+    """What all parts are compared with."""
+    return all_trained((0, 12))
+
+
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 def test_micro_batches_in_every_process_train_as_one_batch_does(parts: list[tuple[int, int]]) -> None:
     """One threshold for all of them, and one conversation of DistributedDataParallel, however many each process has."""
-    alone = all_trained((0, 12))
+    alone = all_trained_alone()
     for one in results(all_trained_in_micro_batches, [(part,) for part in parts]):
         differences = {name: difference(one[name], alone[name]) for name in CRITERIA}
         assert {name: far for name, far in differences.items() if not far < 1e-12} == {}
