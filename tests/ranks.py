@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# The server has torch loaded, and each process is forked from it.
+# A process of tests has one such server, which has loaded what any of them needs (and what is installed); each process
+# is forked from it.
 START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["torch", "torch.distributed", "topkloss", "tests.ranks"])
+START.set_forkserver_preload(["torch", "torch.distributed", "topkloss", "topkloss.training.fit"])
 
 PATIENCE = 120.0  # seconds; a process that has not ended by then hangs
 

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 
 import topkloss
 from tests.pictures import write_pictures
+from tests.processes import TORCHRUN, forked, run
 from tests.test_report import AVERAGE
 from topkloss.cli import main
 from topkloss.training.config import TrainConfig
@@ -30,25 +31,8 @@ def table(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "data")
 
 
-def run(
-    *arguments: object, cwd: Path, launcher: Sequence[str] = (), **variables: str
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *(launcher or ["-m"]), "topkloss.cli", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    process = subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        output, error = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # gently: torchrun then ends its workers
-        process.communicate()
-        raise
-    return subprocess.CompletedProcess(command, process.returncode, output, error)
-
-
 def test_says_in_a_sentence_that_skipping_cannot_pay_and_what_was_skipped(table: Path, tmp_path: Path) -> None:
-    result = run("train", table, *SMALL, "--skip-easy", cwd=tmp_path)
+    result = forked("train", table, *SMALL, "--skip-easy", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stderr.startswith("topkloss: `fraction` should be at most 0.6 for a selective step to save time; got")
     assert result.stderr.count("\n") == 1
@@ -63,7 +47,7 @@ def test_train_then_report(table: Path, tmp_path: Path) -> None:
     assert lines[1].startswith("epoch 1/1  loss ")
     assert lines[2].endswith("% on 3 held-out images")
     assert lines[3] == "results: runs/pictures-top-k-0.7-seed0"
-    average = run("train", table, *SMALL, "--loss", "average", "--out", "mean", cwd=tmp_path)
+    average = forked("train", table, *SMALL, "--loss", "average", "--out", "mean", cwd=tmp_path)
     assert (average.returncode, average.stderr) == (0, "")
     report = run("report", "mean", "runs/pictures-top-k-0.7-seed0", "--figure", "both.png", cwd=tmp_path)
     assert (report.returncode, report.stderr) == (0, "")
@@ -103,7 +87,7 @@ def test_inspect_refuses_a_bad_file(tmp_path: Path, content: str | None, sentenc
     if content is not None:
         (tmp_path / "losses.csv").write_text(content)
     before = set(tmp_path.iterdir())
-    result = run("inspect", "losses.csv", "--figure", "losses.svg", cwd=tmp_path)
+    result = forked("inspect", "losses.csv", "--figure", "losses.svg", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"topkloss: {sentence}")
     assert result.stderr.count("\n") == 1
@@ -116,22 +100,22 @@ def test_inspect_needs_no_extra_but_that_of_the_figure(tmp_path: Path) -> None:
         "import sys\n"
         "for name in ('lightning', 'matplotlib', 'mlxtend', 'numpy', 'PIL', 'timm', 'torchmetrics', 'torchvision'):\n"
         "    sys.modules[name] = None\n"
-        "from topkloss.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from topkloss.cli import main\n"
+        "words = ['inspect', 'losses.csv', '--class-column', 'label']\n"
+        "print(main(words), main([*words, '--figure', 'x.png']))"
     )
-    command = [sys.executable, "-W", "ignore", "-c", script, "inspect", "losses.csv", "--class-column", "label"]
-    alone, drawn = (
-        subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-        for words in (command, [*command, "--figure", "x.png"])
-    )
-    assert (alone.returncode, alone.stderr) == (0, "")
-    assert alone.stdout.startswith("4 losses: ")
-    assert (drawn.returncode, drawn.stdout) == (2, "")
-    assert 'pip install "topkloss[report]"' in drawn.stderr
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.endswith("\n0 2\n")
+    assert result.stdout.startswith("4 losses: ")
+    assert result.stdout.count("4 losses: ") == 1
+    assert 'pip install "topkloss[report]"' in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(table: Path, tmp_path: Path) -> None:
     table.write_text(table.read_text().replace("2-3.png", "gone.png"))
-    result = run("train", table, *SMALL, cwd=tmp_path)
+    result = forked("train", table, *SMALL, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     gone = table.parent.resolve() / "gone.png"
     sentence = f"topkloss: {table}, line 5: there is no image {gone}. Correct the line or pass `--images`.\n"
@@ -140,7 +124,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(table: Path, tmp_path: Path) 
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    result = run("train", "gone.csv", "--debug", cwd=tmp_path)
+    result = forked("train", "gone.csv", "--debug", cwd=tmp_path)
     assert result.returncode != 0
     assert "Traceback" in result.stderr
 
@@ -174,7 +158,7 @@ def test_interruption_says_how_to_go_on(table: Path, tmp_path: Path) -> None:
     assert re.fullmatch(expected, error)
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == epochs
-    again = run("train", "--resume", "run", "--epochs", "2", cwd=tmp_path)
+    again = forked("train", "--resume", "run", "--epochs", "2", cwd=tmp_path)
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr.startswith("topkloss: `--epochs` must be that of the run, 100000, ")
 
@@ -190,14 +174,11 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert (process.returncode, error) == (141, "")
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-
-
 @pytest.mark.parametrize(
     "asked", [("--loss", "average"), ("--fraction", "0.3", "--skip-easy", "--model", "test_convnext")]
 )
 def test_torchrun_trains_and_writes_once(table: Path, tmp_path: Path, asked: tuple[str, ...]) -> None:
-    result = run("train", table, *SMALL, *asked, "--out", "run", cwd=tmp_path, launcher=TORCHRUN)
+    result = forked("train", table, *SMALL, *asked, "--out", "run", cwd=tmp_path, processes=2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 1/1") == 1
     assert result.stdout.count("results: run") == 1
@@ -210,11 +191,10 @@ def test_torchrun_trains_and_writes_once(table: Path, tmp_path: Path, asked: tup
     [("lightning", ["train"], "train"), ("timm", ["train"], "train"), ("matplotlib", ["report"], "report")],
 )
 def test_a_missing_package_names_the_extra(
-    table: Path, tmp_path: Path, package: str, arguments: list[str], extra: str
+    trained: Path, tmp_path: Path, package: str, arguments: list[str], extra: str
 ) -> None:
     if arguments == ["report"]:
-        run("train", table, *SMALL, "--out", "run", cwd=tmp_path)
-        arguments = ["report", "run", "--figure", "x.png"]
+        arguments = ["report", str(trained), "--figure", "x.png"]
     blocked = (
         f"import sys; sys.modules[{package!r}] = None; from topkloss.cli import main; sys.exit(main({arguments!r}))"
     )

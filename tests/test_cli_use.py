@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import run
+from tests.processes import run
 from topkloss.cli import main
 from topkloss.training.records import Begun
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.customers import write_customers, write_real
-from tests.test_cli import run
+from tests.processes import run
 from tests.test_cli_use import everything
 from tests.test_report import AVERAGE
 from topkloss.cli import main

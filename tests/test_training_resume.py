@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import multiprocessing
 import os
 import random
 import re
@@ -22,6 +21,7 @@ import pytest
 import torch
 
 from tests.pictures import write_pictures
+from tests.ranks import START
 from topkloss.cli import main
 from topkloss.training.callbacks import Lines, is_over
 from topkloss.training.checkpoints import load
@@ -295,9 +295,7 @@ def train(arguments: list[str]) -> None:
 
 def started(arguments: list[str]) -> BaseProcess:
     """From a process that has imported everything, so that the time until it is killed goes into the run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["topkloss.training.fit"])
-    process = context.Process(target=train, args=(arguments,))
+    process = START.Process(target=train, args=(arguments,))
     process.start()
     return process
 
