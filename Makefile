@@ -30,7 +30,7 @@ SHAPES = 2x19x512x1024 1x150x512x512 2x4x128x128x128 4096x1000 65536x10 100x10 1
 
 help:
 	@echo 'make demo         install, train with the average loss and with the average top-k, compare (minutes)'
-	@echo 'make test         install, then what CI runs: lint, types, tests (about 20 minutes on two cores)'
+	@echo 'make test         install, then what CI runs: lint, types, tests (about 12 minutes on two cores)'
 	@echo 'make test-all     that, and the slow tests, sanitizers, the package, the oldest torch (under 60 minutes)'
 	@echo 'make test-oldest  the tests of the core with the oldest torch that is supported'
 	@echo 'make bench        the benchmarks and the table of peers'
