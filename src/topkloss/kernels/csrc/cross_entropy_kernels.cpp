@@ -16,7 +16,7 @@ namespace {
 
 constexpr int TILE = 256;     // elements of a tile, at most
 constexpr int FEW = 8;        // classes up to which the planes of a tile are read side by side
-constexpr int MANY = 32;      // classes up to which a tile is used where it lies; the planes of more evict each other
+constexpr int MANY = 32;      // classes up to which a tile is differentiated where it lies; more planes evict each other
 constexpr int LONG_ROW = 48;  // classes from which on a row fills vectors by itself
 // A tile is computed whole where one of so many is selected: whole vectors then cost no more than packing the few.
 template <typename Real>
@@ -136,7 +136,7 @@ struct Place {
 // Whether a tile can be used where it lies, in whole vectors.
 template <typename T, typename Real>
 inline bool lies_in_planes(const Place<T> &at) {
-  return sizeof(T) == sizeof(Real) && at.of.place_stride == 1 && at.of.classes <= MANY && at.size % LANES<Real> == 0;
+  return sizeof(T) == sizeof(Real) && at.of.place_stride == 1 && at.size % LANES<Real> == 0;
 }
 
 // So many elements as whole vectors.
@@ -507,8 +507,8 @@ void differentiate_tile(const Place<T> &at, Real *scratch, const Real *scores, c
   const int selected = select(at, scores, rule, index, weight);
   const int64_t *const labels = at.of.targets + at.element;
   const Planes<Real> own{scratch, pitch_of_scratch()};
-  const int one_of = lies_in_planes<T, Real>(at) ? DENSE<Real> : DENSE_IN_SCRATCH;
-  const bool dense = one_of * selected >= at.size && at.of.place_stride == 1;
+  const bool lies = lies_in_planes<T, Real>(at) && at.of.classes <= MANY;
+  const bool dense = (lies ? DENSE<Real> : DENSE_IN_SCRATCH) * selected >= at.size && at.of.place_stride == 1;
   const int n = dense ? at.size : selected;
   for (int i = 0; i < n; ++i) {
     const int p = dense ? i : index[i];
@@ -519,7 +519,7 @@ void differentiate_tile(const Place<T> &at, Real *scratch, const Real *scores, c
     weight[i] = 0;
     sums.target[i] = 0;
   }
-  if (dense && lies_in_planes<T, Real>(at)) {
+  if (dense && lies) {
     const Planes<Real> to{reinterpret_cast<Real *>(gradient), at.of.class_stride};
     return differentiate_planes(planes_of(at, scratch), own, to, at.of, n, sums, weight, by);
   }
