@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from topkloss.kernels import native
-from topkloss.tensors import values_are_readable
+from topkloss.tensors import Scalar, values_are_readable
 
-Number = TypeVar("Number", float, Tensor)
+Number = TypeVar("Number", Tensor, Scalar)
 
 # Masses are sums of rounded numbers: a sum this close to the wanted one, relatively, has reached it; and as much closer
 # for each element as a running sum may lose.

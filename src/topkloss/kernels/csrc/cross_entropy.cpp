@@ -10,7 +10,7 @@
 namespace topkloss {
 namespace {
 
-constexpr int64_t GRAIN = 1 << 15;  // logits (or losses) that are worth a thread
+constexpr int64_t GRAIN = 1 << 15;  // logits that are worth a thread
 
 struct Build {
   const char *vectors;
@@ -38,26 +38,6 @@ const Build &build() {
 
 int64_t tasks_for(int64_t numbers, int64_t threads) {
   return std::max<int64_t>(1, std::min(threads, numbers / GRAIN));
-}
-
-template <typename Real>
-double weighted_sum(const Real *scores, const Real *losses, Part part, const topkloss_rule &rule) {
-  double sum = 0;
-  if (rule.mass == nullptr && rule.threshold == rule.threshold) {
-    const auto threshold = static_cast<Real>(rule.threshold);
-    double tied = 0;
-#pragma omp simd reduction(+ : sum, tied)
-    for (int64_t i = part.first; i < part.last; ++i) {
-      sum += scores[i] > threshold ? losses[i] : Real{0};
-      tied += scores[i] == threshold ? losses[i] : Real{0};
-    }
-    return rule.scale * (rule.part == 0 ? sum : sum + rule.part * tied);
-  }
-  for (int64_t i = part.first; i < part.last; ++i) {
-    const Real weight = weight_of(rule, scores[i], i);
-    if (weight != 0) sum += static_cast<double>(weight) * static_cast<double>(losses[i]);
-  }
-  return sum;
 }
 
 }  // namespace
@@ -91,19 +71,4 @@ void topkloss_cross_entropy_gradient(const topkloss_logits *of, const void *scor
     const Part part = part_of(n, task, tasks);
     build().kernels[of->type].gradient(*of, part.first, part.last, scores, *rule, gradient);
   });
-}
-
-double topkloss_weighted_sum(int64_t type, const void *scores, const void *losses, int64_t n, const topkloss_rule *rule,
-                             int64_t threads) {
-  const int64_t tasks = tasks_for(n, threads);
-  std::vector<double> sums(tasks);
-  for_each_task(tasks, [&](int64_t task) {
-    const Part part = part_of(n, task, tasks);
-    sums[task] = type == TOPKLOSS_FLOAT64
-                     ? weighted_sum(static_cast<const double *>(scores), static_cast<const double *>(losses), part, *rule)
-                     : weighted_sum(static_cast<const float *>(scores), static_cast<const float *>(losses), part, *rule);
-  });
-  double sum = 0;
-  for (const double part : sums) sum += part;
-  return sum;
 }
