@@ -178,8 +178,9 @@ def average_top_k(
         >>> losses.grad
         tensor([0.5000, 0.0000, 0.0000, 0.5000])
 
-    Cost: that of `topk_weights`, and two reads of the losses; the backward pass writes one gradient. With groups,
-        one sort, however many they are.
+    Cost: on the CPU that of `topk_threshold` and one read of the losses; the backward pass reads them again and
+        writes one gradient. No weights are kept, so what is given must stay as it is until then (torch says so where
+        it does not). Elsewhere that of `topk_weights`, and two reads. With groups, one sort, however many they are.
     Reference: Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017, equations 1 and 2.
     """
     check_k(k, fraction)

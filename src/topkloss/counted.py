@@ -88,10 +88,10 @@ def line(
     if not memory_is_readable(losses, mask, sample_weight, scores):
         return count(losses, **given, nan_policy=nan_policy)
     check_nan_policy(nan_policy)
-    ranked = _dense(losses if scores is None else scores)
-    mask = None if mask is None else _dense(mask, torch.bool)
+    ranked = dense(losses if scores is None else scores)
+    mask = None if mask is None else dense(mask, torch.bool)
     own = torch.float32 if sample_weight is not None and sample_weight.dtype == torch.float32 else torch.float64
-    mass = None if sample_weight is None else _dense(sample_weight, own)
+    mass = None if sample_weight is None else dense(sample_weight, own)
     total, poisoned, wrong = native.count(ranked, mass, mask)
     if wrong >= 0:
         assert mass is not None
@@ -104,14 +104,18 @@ def line(
         mask = counts & ~nan
         total, poisoned, _ = native.count(ranked, mass, mask)
     elif scores is not None:
-        poisoned = poisoned or native.count(_dense(losses), mass, mask)[1]
+        poisoned = poisoned or native.count(dense(losses), mass, mask)[1]
     poisoned = poisoned or total == math.inf
     _raise_if(nan_policy == "raise" and poisoned)
     return Line(ranked, mask, mass, 0.0 if poisoned else total, poisoned, omitted, computing_dtype(losses))
 
 
-def _dense(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return tensor.detach().to(dtype or computing_dtype(tensor)).resolve_neg().contiguous()
+def dense(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """As a kernel reads it: contiguous, and in the type that is computed in unless another is given."""
+    tensor, dtype = tensor.detach(), dtype or computing_dtype(tensor)
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor.resolve_neg().contiguous()
 
 
 def count(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from topkloss.counted import Counted, Line
+from topkloss.counted import Counted, Line, dense
 from topkloss.kernels import native
 from topkloss.tensors import Scalar, choose, memory_is_readable, part_of, values_are_readable
 from topkloss.threshold import kth_largest, needed
@@ -178,9 +178,8 @@ class _Average(torch.autograd.Function):
                 *(each.clone() if each is not None and each.is_inference() else each for each in kept)
             )
             ctx.stretch, ctx.dtypes = stretch, (line.dtype, losses.dtype)
-        own = losses.detach().to(line.dtype).resolve_neg().contiguous()
-        value = native.weighted_sum(line.scores, line.mass, line.mask, stretch, own)
-        return losses.new_tensor(value, dtype=line.dtype)
+        value = native.weighted_sum(line.scores, line.mass, line.mask, stretch, dense(losses, line.dtype))
+        return torch.scalar_tensor(value, dtype=line.dtype, device="cpu")
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:

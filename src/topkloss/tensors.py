@@ -23,13 +23,15 @@ def values_are_readable(tensor: Tensor) -> bool:
     )
 
 
-def memory_is_readable(*tensors: Tensor | None) -> bool:
+def memory_is_readable(tensor: Tensor, *beside: Tensor | None) -> bool:
     """Whether a kernel may read them behind the back of torch: nobody follows the operations on them."""
     return (
-        all(tensor is None or values_are_readable(tensor) for tensor in tensors)
-        and torch._C._len_torch_dispatch_stack() == 0
+        values_are_readable(tensor)
         and forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._is_tracing()
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # many slopes at once, in a backward pass
+        and all(values_are_readable(other) for other in beside if other is not None)
     )
 
 
