@@ -287,7 +287,7 @@ MUTANTS_OF_NATIVE = [
     Mutant("native: nothing at the end", native, "weighted_sum", without_the_tied, VALUE),
     Mutant("native: slope of all ties", native, "weights", all_of_the_tied, SLOPE),
     Mutant("native: nothing dropped", native, "weighted_sum", from_the_largest_on, VALUE, RANGED),
-    Mutant("native: whatever the mask", native, "weighted_sum", whatever_the_mask, MASK),
+    Mutant("native: whatever the mask", native, "weighted_sum", whatever_the_mask, VALUE),
     Mutant("native: NaN not seen", native, "count", blind_to_nan, "counted_nan_is_visible_omitted_or_refused"),
     Mutant("native: slope of all that counts", native, "gradient", all_that_counts, SLOPE, NATIVE),
 ]
