@@ -68,7 +68,7 @@ def cut(counted: Counted | Line, wanted: Scalar) -> Cut:
     above: Scalar
     tied: Scalar
     if isinstance(counted, Line):
-        need = float(needed(wanted, counted.scores.numel()))
+        need = float(needed(wanted, counted.mass))
         score, above, tied = -math.inf, 0.0, 0.0
         if need > 0:
             score, above, tied = native.kth_largest(counted.scores, counted.mass, need, counted.mask)
