@@ -37,6 +37,9 @@ class Logits(ctypes.Structure):
                 ("threads", c_int64)]
 class Rule(ctypes.Structure):
     _fields_ = [("mass", c_void_p), ("threshold", c_double), ("part", c_double), ("scale", c_double)]
+class Line(ctypes.Structure):
+    _fields_ = [("scores", c_void_p), ("type", c_int64), ("counts", c_void_p), ("mass", c_void_p),
+                ("mass_type", c_int64), ("n", c_int64), ("threads", c_int64)]
 random.seed(0)
 size = n * classes
 period = [random.gauss(0, 2) for _ in range(997)]
@@ -45,9 +48,11 @@ targets = (c_int64 * n)(*(i * 7 % classes for i in range(n)))
 scores, gradient, found, out = (c_float * n)(), (c_float * size)(), (c_int64 * 3)(), (c_double * 3)()
 of = Logits(addressof(logits), 0, 1, classes, n, size, n, 1, addressof(targets), None, -100, None, 0.0, 1)
 library.topkloss_cross_entropy(byref(of), byref(scores), None, byref(found))
-library.topkloss_kth_largest(c_int64(0), byref(scores), None, c_int64(n), c_double(0.3 * n), c_int64(1), byref(out))
-rule = Rule(None, out[0], (0.3 * n - out[1]) / out[2], 1 / (0.3 * n))
-value = library.topkloss_weighted_sum(c_int64(0), byref(scores), byref(scores), c_int64(n), byref(rule), c_int64(1))
+line = Line(addressof(scores), 0, None, None, 0, n, 1)
+library.topkloss_kth_largest(byref(line), c_double(0.3 * n), byref(out))
+part, scale = (0.3 * n - out[1]) / out[2], 1 / (0.3 * n)
+rule, stretch = Rule(None, out[0], part, scale), (c_double * 5)(float("inf"), 1, out[0], part, scale)
+value = library.topkloss_weighted_sum(byref(line), byref(stretch), c_int64(0), byref(scores))
 library.topkloss_cross_entropy_gradient(byref(of), byref(scores), byref(rule), byref(gradient))
 print(library.topkloss_vectors().decode(), value)
 """

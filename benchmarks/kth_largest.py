@@ -1,6 +1,7 @@
 """The exact k-th largest of n numbers against every way that torch and numpy have to find it.
 
     python -m benchmarks.kth_largest --sizes 1000 10000 100000 1000000
+    python -m benchmarks.kth_largest --sizes 100000000 --providers torch.kthvalue --distributions random
 
 On data of several distributions, since each way has one that it dislikes. All must give the same number before they
 are timed, and take turns in one process. Rows go into `results.csv`.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.ledger import LEDGER, Row, line, rows_of, take_turns, write
-from topkloss.threshold import kth_largest
+from topkloss import topk_threshold
 
 __all__ = ["BASELINE", "DISTRIBUTIONS", "FRACTIONS", "KERNEL", "main", "measure", "ways"]
 
@@ -26,6 +27,7 @@ KERNEL = "k-th largest"
 BASELINE = "torch.topk"
 OURS = "topkloss"
 FRACTIONS = (0.01, 0.1, 0.5, 0.9)
+PROVIDERS = ("torch.kthvalue", "numpy.partition", "torch.sort")
 
 # Reversed, kthvalue takes time in proportion to the square of the size: beyond so many it is left out.
 LONGEST_REVERSED = 10_000
@@ -49,7 +51,7 @@ def ways(distribution: str, n: int) -> dict[str, Callable[[Tensor, int], float]]
     """Who finds the k-th largest of n such numbers; the baseline first."""
     found: dict[str, Callable[[Tensor, int], float]] = {
         BASELINE: lambda x, k: float(torch.topk(x, k, sorted=False)[0].min()),
-        OURS: lambda x, k: float(kth_largest(x, None, torch.tensor(k, dtype=torch.float64)).score),
+        OURS: lambda x, k: float(topk_threshold(x, k=k)),
         "torch.kthvalue": lambda x, k: float(x.kthvalue(n - k + 1).values),
         "numpy.partition": lambda x, k: float(np.partition(x.numpy(), n - k)[n - k]),
         "torch.sort": lambda x, k: float(x.sort(descending=True).values[k - 1]),
@@ -59,8 +61,14 @@ def ways(distribution: str, n: int) -> dict[str, Callable[[Tensor, int], float]]
     return found
 
 
-def measure(distribution: str, n: int, turns: int, fractions: Sequence[float] = FRACTIONS) -> list[Row]:
-    """Checks, then times, every way at every fraction."""
+def measure(
+    distribution: str,
+    n: int,
+    turns: int,
+    fractions: Sequence[float] = FRACTIONS,
+    providers: Sequence[str] = PROVIDERS,
+) -> list[Row]:
+    """Checks, then times, the baseline, ours and these others at every fraction."""
     numbers = DISTRIBUTIONS[distribution](n)
     ordered = np.sort(numbers.numpy())
     rows = []
@@ -68,6 +76,8 @@ def measure(distribution: str, n: int, turns: int, fractions: Sequence[float] = 
         k = max(1, round(fraction * n))
         timed = {}
         for name, way in ways(distribution, n).items():
+            if name not in (BASELINE, OURS, *providers):
+                continue
             assert way(numbers, k) == ordered[n - k], (name, distribution, n, k)
             timed[name] = _seconds(way, numbers, k)
         given = {"kernel": KERNEL, "mode": "value", "input": distribution, "size": n, "fraction": fraction}
@@ -90,12 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--distributions", nargs="+", choices=DISTRIBUTIONS, default=list(DISTRIBUTIONS))
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
+    parser.add_argument("--providers", nargs="*", choices=PROVIDERS, default=PROVIDERS)
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--ledger", type=Path, default=LEDGER)
     asked = parser.parse_args(arguments)
     for n in asked.sizes:
         for distribution in asked.distributions:
-            rows = measure(distribution, n, asked.turns, asked.fractions)
+            rows = measure(distribution, n, asked.turns, asked.fractions, asked.providers)
             print("\n".join(line(row) for row in rows))
             write(rows, asked.ledger)
 

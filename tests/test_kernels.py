@@ -274,6 +274,58 @@ def test_the_kth_largest_of_any_distribution(n: int, dtype: torch.dtype, threads
 
 
 @built
+@pytest.mark.parametrize(("n", "number"), [(1, 1), (1025, 1), (70_000, 1), (70_000, 3)])
+def test_what_counts_on_a_line_and_what_a_stretch_of_it_weighs(
+    n: int, number: int, threads: Callable[[int], None]
+) -> None:
+    threads(number)
+    generator = torch.Generator().manual_seed(n)
+    every = distributions(n)
+    for name, own, masked, weighing in itertools.product(
+        ["random", "zeros", "infinite"], DTYPES[:2], [False, True], [None, *DTYPES[:2]]
+    ):
+        scores = every[name].to(own)
+        counts = torch.rand(n, generator=generator) < 0.6 if masked else None
+        mass = None if weighing is None else torch.randint(0, 4, (n,), generator=generator).to(weighing) / 2
+        held = torch.ones(n, dtype=torch.float64) if mass is None else mass.double()
+        held = held if counts is None else held * counts
+        poisoned = scores.masked_fill(held == 0, math.nan)
+        total, nan, wrong = native.count(poisoned, mass, counts)
+        assert (total, nan, wrong) == (float(held.sum()), False, -1), name
+        if total == 0:
+            continue
+        end, start = (native.kth_largest(poisoned, mass, share * total, counts)[0] for share in (0.7, 0.2))
+        ordered, order = scores.masked_fill(held == 0, -math.inf).sort(descending=True)
+        assert end == ordered[(held[order].cumsum(0) < 0.7 * total).sum()], name
+        above = (held > 0) & (scores > end)
+        lowest = float(scores[above].min()) if above.any() else math.inf
+        assert native.above(poisoned, mass, counts, end) == (float(held[above].sum()), lowest)
+        before = (scores > end) + 0.25 * (scores == end)
+        behind = (scores < start) + 0.75 * (scores == start)
+        stretch = native.Stretch(end, 0.25, 0.3, start, 0.75)
+        for dtype in DTYPES[:2]:
+            expected = (0.3 * torch.minimum(before.double(), behind.double()) * held).to(dtype)
+            weights = torch.empty(n, dtype=dtype)
+            native.weights(poisoned, mass, counts, stretch, weights)
+            torch.testing.assert_close(weights, expected)
+            losses = torch.rand(n, dtype=dtype, generator=generator).masked_fill(expected == 0, math.nan)
+            value = native.weighted_sum(poisoned, mass, counts, stretch, losses)
+            assert value == pytest.approx(float((expected.double() * losses.nan_to_num().double()).sum()), rel=1e-6)
+
+
+@built
+def test_a_mass_that_is_none_is_found_where_it_counts() -> None:
+    scores, counts = torch.zeros(100_000), torch.ones(100_000, dtype=torch.bool)
+    for bad in (-1.0, math.nan, math.inf):
+        mass = torch.ones(100_000)
+        mass[[70_000, 90_000]] = bad
+        counts[70_000] = True
+        assert native.count(scores, mass, counts)[2] == 70_000
+        counts[70_000] = False
+        assert native.count(scores, mass, counts)[2] == 90_000
+
+
+@built
 @pytest.mark.parametrize("n", [1, 7, 5000, 100_000])
 @pytest.mark.parametrize("number", [1, 3])
 def test_the_kth_largest_by_mass(n: int, number: int, threads: Callable[[int], None]) -> None:

@@ -16,13 +16,13 @@ from torch import Tensor
 import topkloss
 from tests.laws import LAWS, Batch, Law, Subject, batches
 from tests.subjects import OMISSIONS, SUBJECTS
-from topkloss import aggregate, counted, selection, soft, threshold
+from topkloss import aggregate, counted, soft, stretch, threshold
 from topkloss.counted import Counted
 from topkloss.criterion import OfElements
 from topkloss.distributed import Ranks
 from topkloss.threshold import KthLargest
 
-WAYS = ["native", "pivots", "bisection", "sorting", "ranks"]
+WAYS = ["native", "composed", "pivots", "bisection", "sorting", "ranks"]
 
 
 class OneRank(Ranks):
@@ -45,7 +45,7 @@ def among_ranks(losses: Tensor, *, groups: Tensor | None = None, **given: Any) -
 
 @contextlib.contextmanager
 def way(name: str) -> Iterator[None]:
-    """Inside, every threshold is found in the way named."""
+    """Inside, every threshold is found in the way named; but for the native one, torch's operations weigh."""
 
     def by(find):  # type: ignore[no-untyped-def]
         def kth(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLargest:
@@ -54,18 +54,18 @@ def way(name: str) -> Iterator[None]:
 
         return kth
 
-    if name == "ranks":
-        with mock.patch.object(aggregate, "count", among_ranks):
-            yield
-    elif name == "native":  # where it was built
+    missing = mock.Mock(is_available=lambda: False)
+    with contextlib.ExitStack() as stack:
+        if name == "ranks":
+            stack.enter_context(mock.patch.object(aggregate, "line", among_ranks))
+        elif name != "native":  # where it was built
+            stack.enter_context(mock.patch.object(counted, "native", missing))
+        if name == "pivots":  # on as few elements as there are here
+            stack.enter_context(mock.patch.object(threshold, "SMALL", 2))
+            stack.enter_context(mock.patch.object(threshold, "native", missing))
+        elif name in ("bisection", "sorting"):
+            stack.enter_context(mock.patch.object(stretch, "kth_largest", by(getattr(threshold, f"_by_{name}"))))
         yield
-    elif name == "pivots":  # on as few elements as there are here
-        missing = mock.Mock(is_available=lambda: False)
-        with mock.patch.object(threshold, "SMALL", 2), mock.patch.object(threshold, "native", missing):
-            yield
-    else:
-        with mock.patch.object(selection, "kth_largest", by(getattr(threshold, f"_by_{name}"))):
-            yield
 
 
 def omitted(subject: Subject) -> set[str]:

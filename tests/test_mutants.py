@@ -17,13 +17,15 @@ import topkloss
 from tests.laws import LAWS, Batch, batches
 from tests.subjects import SUBJECTS
 from tests.test_criterion import value_is_the_smoothed_loss_of_the_hardest_by_plain_loss
-from topkloss import aggregate, counted, elements, groups, selection, soft
-from topkloss.counted import Counted
+from topkloss import aggregate, counted, elements, groups, selection, soft, stretch
+from topkloss.counted import Counted, Line
 from topkloss.groups import Places
 from topkloss.kernels import native, portable
 from topkloss.losses import cross_entropy as right_loss
-from topkloss.selection import Cut, ranked_weights
-from topkloss.selection import weighted_sum as right_sum
+from topkloss.selection import ranked_weights
+from topkloss.stretch import Cut, Weights, in_full
+from topkloss.stretch import weighted_sum as right_sum
+from topkloss.tensors import Scalar, smaller
 from topkloss.threshold import KthLargest, _around
 
 BY_NAME = {subject.name: subject for subject in SUBJECTS}
@@ -31,7 +33,7 @@ BY_NAME = {subject.name: subject for subject in SUBJECTS}
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake: what it replaces, by what, and the law that must reject it."""
+    """One mistake: what it replaces, by what, and the law that must reject it; `composed`: without native kernels."""
 
     name: str
     where: Any
@@ -39,38 +41,50 @@ class Mutant:
     wrong: Callable[..., Any]
     law: str
     subject: str = "average_top_k"
+    composed: bool = False
 
 
-right_capacity, right_cut, right_count = selection.capacity, selection.cut, counted.count
-right_spread, right_above, right_kth = selection.spread, selection.weights_above, selection.kth_weights
+right_cut, right_count = stretch.cut, counted.count
+right_spread, right_above, right_kth = stretch.spread, selection.weights_above, selection.kth_weights
 right_weights_by, right_native_kth = portable.weights_by, native.kth_largest
 right_native_gradient, right_native_sum = native.gradient, native.weighted_sum
+right_native_count, right_native_weights = native.count, native.weights
 right_negatives, right_places, right_part = selection.hard_negative_weights, groups.places, soft._positive_part
 
 
-def clamped(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
-    return torch.minimum(right_capacity(total, count, fraction).clamp(min=1), total)
+def right_capacity(total: Scalar, count: float | None, fraction: float | None) -> Tensor:
+    return torch.as_tensor(stretch.capacity(total, count, fraction), dtype=torch.float64)
 
 
-def truncated(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
-    return right_capacity(total, count, fraction).floor().clamp(min=1)
+def like(wanted: Tensor, total: Scalar) -> Scalar:
+    return wanted if isinstance(total, Tensor) else float(wanted)
 
 
-def rounded(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
-    return right_capacity(total, count, fraction).round().clamp(min=1)
+def clamped(total: Scalar, count: float | None, fraction: float | None) -> Scalar:
+    return like(right_capacity(total, count, fraction).clamp(min=1).clamp(max=total), total)
 
 
-def single(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
-    number = torch.tensor(count, dtype=torch.float32) if fraction is None else torch.tensor(fraction) * total.float()
-    return torch.minimum(number.double(), total)
+def truncated(total: Scalar, count: float | None, fraction: float | None) -> Scalar:
+    return like(right_capacity(total, count, fraction).floor().clamp(min=1), total)
 
 
-def unbounded(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
-    return total * (fraction or 0.0) if count is None else torch.tensor(count, dtype=torch.float64)
+def rounded(total: Scalar, count: float | None, fraction: float | None) -> Scalar:
+    return like(right_capacity(total, count, fraction).round().clamp(min=1), total)
 
 
-def in_index_order(counted: Counted, *, k: float | None, fraction: float | None) -> tuple[Tensor, Tensor]:
+def single(total: Scalar, count: float | None, fraction: float | None) -> Scalar:
+    whole = torch.as_tensor(total, dtype=torch.float64)
+    number = torch.tensor(count, dtype=torch.float32) if fraction is None else torch.tensor(fraction) * whole.float()
+    return like(torch.minimum(number.double(), whole), total)
+
+
+def unbounded(total: Scalar, count: float | None, fraction: float | None) -> Scalar:
+    return total * (fraction or 0.0) if count is None else like(torch.tensor(count, dtype=torch.float64), total)
+
+
+def in_index_order(line: Counted | Line, *, k: float | None, fraction: float | None) -> tuple[Tensor, Scalar]:
     """Whoever comes first among equals is taken whole."""
+    counted = line.in_tensors()
     wanted = right_capacity(counted.total, k, fraction)
     end = right_cut(counted, wanted)
     mass = torch.ones_like(counted.scores, dtype=torch.float64) if counted.mass is None else counted.mass
@@ -79,7 +93,8 @@ def in_index_order(counted: Counted, *, k: float | None, fraction: float | None)
     after = mass[order].cumsum(0)
     taken = ((wanted - (after - mass[order])) / mass[order].clamp(min=1e-9)).clamp(0, 1) * (mass[order] > 0)
     shares = torch.empty_like(taken).scatter(0, order, taken).reshape(counted.scores.shape)
-    return right_spread(counted, shares.to(counted.scores.dtype), wanted, end.score), end.score
+    lowest = torch.as_tensor(end.score)
+    return right_spread(counted, shares.to(counted.scores.dtype), wanted, lowest), lowest
 
 
 def minus_zero_below_zero(losses: Tensor, **given: Any) -> Counted:
@@ -93,7 +108,7 @@ def all_ties_whole(counted: Counted, end: Cut, start: Cut | None = None) -> Tens
     return (counted.scores >= end.score).to(counted.dtype)
 
 
-def whole_numbers_of_elements(counted: Counted, wanted: Tensor) -> Cut:
+def whole_numbers_of_elements(counted: Counted | Line, wanted: Scalar) -> Cut:
     """`k` counts elements, whatever their mass."""
     return right_cut(counted._replace(mass=None), wanted)
 
@@ -106,24 +121,29 @@ def by_interpolated_quantile(scores: Tensor, mass: Tensor | None, wanted: Tensor
     return _around(score, scores, mass)
 
 
-def detached(weights: Tensor, losses: Tensor) -> Tensor:
-    return right_sum(weights, losses) if bool((weights != 0).any()) else torch.zeros((), dtype=weights.dtype)
+def detached(given: Weights, losses: Tensor) -> Tensor:
+    weights = in_full(given)
+    return right_sum(given, losses) if bool((weights != 0).any()) else torch.zeros((), dtype=weights.dtype)
 
 
-def in_half(weights: Tensor, losses: Tensor) -> Tensor:
+def in_half(given: Weights, losses: Tensor) -> Tensor:
+    weights = in_full(given)
     return right_sum(weights.to(losses.dtype), losses)
 
 
-def zero_times_infinity(weights: Tensor, losses: Tensor) -> Tensor:
+def zero_times_infinity(given: Weights, losses: Tensor) -> Tensor:
+    weights = in_full(given)
     return (weights * losses).sum()
 
 
-def mean_over_all(weights: Tensor, losses: Tensor) -> Tensor:
+def mean_over_all(given: Weights, losses: Tensor) -> Tensor:
+    weights = in_full(given)
     kept = weights != 0
     return losses.where(kept, 0.0).to(weights.dtype).sum() / max(losses.numel(), 1)
 
 
-def hides_nan(weights: Tensor, losses: Tensor) -> Tensor:
+def hides_nan(given: Weights, losses: Tensor) -> Tensor:
+    weights = in_full(given)
     return right_sum(weights.nan_to_num(), losses.nan_to_num(posinf=torch.inf, neginf=-torch.inf))
 
 
@@ -152,28 +172,29 @@ def scaled_down(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest:
 # Mining and groups
 
 
-def threshold_included(counted: Counted, *, threshold: float, **given: Any) -> tuple[Tensor, Tensor]:
+def threshold_included(counted: Line, *, threshold: float, **given: Any) -> tuple[Weights, Scalar]:
     return right_above(counted, threshold=math.nextafter(threshold, -math.inf), **given)
 
 
-def floor_as_cap(counted: Counted, *, min_kept: float | None, min_fraction: float | None, threshold: float) -> Any:
+def floor_as_cap(counted: Line, *, min_kept: float | None, min_fraction: float | None, threshold: float) -> Any:
     """The least that is kept is also the most."""
     return ranked_weights(counted, k=min_kept, fraction=min_fraction)
 
 
-def mean_of_nothing(counted: Counted, **given: Any) -> tuple[Tensor, Tensor]:
+def mean_of_nothing(counted: Line, **given: Any) -> tuple[Weights, Scalar]:
     """Without a floor where none is above: 0 / 0."""
-    weights, lowest = right_above(counted, **given)
+    found, lowest = right_above(counted, **given)
+    weights = in_full(found)
     return weights / weights.sum(), lowest
 
 
-def positives_twice(counted: Counted, *, ratio: float, min_negatives: float) -> tuple[Tensor, Tensor]:
+def positives_twice(counted: Counted | Line, *, ratio: float, min_negatives: float) -> tuple[Weights, Scalar]:
     """The positives are among the mined ones too."""
-    mass = counted.mass_of(counted.scores == torch.inf)
-    return selection.largest(counted, (ratio * mass).minimum(counted.total))
+    mass = stretch.above(counted, torch.finfo(counted.scores.dtype).max)
+    return selection.largest(counted, smaller(ratio * mass, counted.total))
 
 
-def ratio_upside_down(counted: Counted, *, ratio: float, min_negatives: float) -> tuple[Tensor, Tensor]:
+def ratio_upside_down(counted: Counted | Line, *, ratio: float, min_negatives: float) -> tuple[Weights, Scalar]:
     return right_negatives(counted, ratio=1 / ratio, min_negatives=min_negatives)
 
 
@@ -195,8 +216,9 @@ def empty_groups_say_zero(scores: Tensor, mask: Tensor | None, mass: Tensor | No
     return at._replace(number=torch.tensor(float(groups.unique().numel())).double().clamp(min=1))
 
 
-def first_of_the_tied(counted: Counted, *, k: float | None, fraction: float | None) -> tuple[Tensor, Tensor]:
-    weights, score = right_kth(counted, k=k, fraction=fraction)
+def first_of_the_tied(counted: Line, *, k: float | None, fraction: float | None) -> tuple[Weights, Scalar]:
+    found, score = right_kth(counted, k=k, fraction=fraction)
+    weights = in_full(found)
     flat = weights.flatten()
     first = torch.zeros_like(flat)
     if flat.numel() > 0:
@@ -225,16 +247,33 @@ def all_at_the_threshold_whole(rule: Tensor, scores: Tensor, mass: Tensor | None
     return right_weights_by(torch.stack([rule[0], torch.ones_like(rule[1]), rule[2]]), scores, mass)
 
 
-def one_too_far(scores: Tensor, mass: Tensor | None, need: float) -> tuple[float, float, float]:
-    return right_native_kth(scores, mass, need + 1)
+def one_too_far(scores: Tensor, mass: Tensor | None, need: float, counts: Any = None) -> tuple[float, float, float]:
+    return right_native_kth(scores, mass, need + 1, counts)
 
 
 def all_that_counts(*tensors: Tensor, rule: Any, **given: Any) -> None:
     right_native_gradient(*tensors, rule=(-1.0, *rule[1:]), **given)
 
 
-def without_the_tied(*tensors: Tensor, rule: Any, **given: Any) -> float:
-    return right_native_sum(*tensors, rule=(rule[0], 0.0, rule[2]), **given)
+def without_the_tied(scores: Tensor, mass: Any, counts: Any, by: native.Stretch, losses: Tensor) -> float:
+    return right_native_sum(scores, mass, counts, by._replace(end_part=0.0), losses)
+
+
+def all_of_the_tied(scores: Tensor, mass: Any, counts: Any, by: native.Stretch, out: Tensor) -> None:
+    right_native_weights(scores, mass, counts, by._replace(end_part=1.0), out)
+
+
+def from_the_largest_on(scores: Tensor, mass: Any, counts: Any, by: native.Stretch, losses: Tensor) -> float:
+    return right_native_sum(scores, mass, counts, by._replace(start=math.inf, start_part=1.0), losses)
+
+
+def whatever_the_mask(scores: Tensor, mass: Tensor | None, counts: Tensor | None, *rest: Any) -> Any:
+    return right_native_sum(scores, mass, None, *rest)
+
+
+def blind_to_nan(*line: Any) -> tuple[float, bool, int]:
+    mass, _, wrong = right_native_count(*line)
+    return mass, False, wrong
 
 
 VALUE, MASS = "value_is_the_oracles", "scaling_the_mass_changes_nothing_under_fraction"
@@ -245,6 +284,11 @@ RANGED, NEGATIVES = "average_ranked_range", "average_hard_negatives"
 MUTANTS_OF_NATIVE = [
     Mutant("native: one too far", native, "kth_largest", one_too_far, VALUE),
     Mutant("native: nothing at the threshold", native, "weighted_sum", without_the_tied, VALUE, NATIVE),
+    Mutant("native: nothing at the end", native, "weighted_sum", without_the_tied, VALUE),
+    Mutant("native: slope of all ties", native, "weights", all_of_the_tied, SLOPE),
+    Mutant("native: nothing dropped", native, "weighted_sum", from_the_largest_on, VALUE, RANGED),
+    Mutant("native: whatever the mask", native, "weighted_sum", whatever_the_mask, VALUE),
+    Mutant("native: NaN not seen", native, "count", blind_to_nan, "counted_nan_is_visible_omitted_or_refused"),
     Mutant("native: slope of all that counts", native, "gradient", all_that_counts, SLOPE, NATIVE),
 ]
 
@@ -255,27 +299,27 @@ MUTANTS = [
     Mutant("k in float32", selection, "capacity", single, VALUE),
     Mutant("k not bounded by what there is", selection, "capacity", unbounded, "everything_is_the_mean"),
     Mutant("ties in index order", aggregate, "ranked_weights", in_index_order, "order_never_matters"),
-    Mutant("-0.0 below 0.0", aggregate, "count", minus_zero_below_zero, "ties_share_in_proportion_to_their_mass"),
-    Mutant("all ties whole", selection, "share", all_ties_whole, VALUE),
+    Mutant("-0.0 below 0.0", aggregate, "line", minus_zero_below_zero, "ties_share_in_proportion_to_their_mass"),
+    Mutant("all ties whole", stretch, "share", all_ties_whole, VALUE, composed=True),
     Mutant("k counts elements, not mass", selection, "cut", whole_numbers_of_elements, "integer_mass_is_repetition"),
-    Mutant("interpolated quantile", selection, "kth_largest", by_interpolated_quantile, VALUE),
+    Mutant("interpolated quantile", stretch, "kth_largest", by_interpolated_quantile, VALUE, composed=True),
     Mutant("detached zero", aggregate, "weighted_sum", detached, NOBODY),
     Mutant("weights in float16", aggregate, "weighted_sum", in_half, "computes_in_float32_at_least"),
     Mutant("0 x inf", aggregate, "weighted_sum", zero_times_infinity, "unselected_infinity_costs_nothing"),
     Mutant("0 x NaN", aggregate, "weighted_sum", zero_times_infinity, MASK),
     Mutant("mean over all elements", aggregate, "weighted_sum", mean_over_all, VALUE),
     Mutant("NaN hidden", aggregate, "weighted_sum", hides_nan, "counted_nan_is_visible_omitted_or_refused"),
-    Mutant("masked as zero", aggregate, "count", masked_as_zero, MASK),
-    Mutant("fraction of all, not of the counted", aggregate, "count", share_of_all, MASK),
-    Mutant("losses written to", aggregate, "count", written_to, "inputs_are_never_written_to"),
-    Mutant("divided by the counted, not the selected", selection, "spread", scaled_down, VALUE),
+    Mutant("masked as zero", aggregate, "line", masked_as_zero, MASK),
+    Mutant("fraction of all, not of the counted", aggregate, "line", share_of_all, MASK),
+    Mutant("losses written to", aggregate, "line", written_to, "inputs_are_never_written_to"),
+    Mutant("divided by the counted, not the selected", stretch, "spread", scaled_down, VALUE, composed=True),
     Mutant("losses at the threshold kept", aggregate, "weights_above", threshold_included, VALUE, "average_above"),
     Mutant("floor as cap", aggregate, "weights_above", floor_as_cap, VALUE, "average_above"),
     Mutant("mean of nothing", aggregate, "weights_above", mean_of_nothing, NOBODY, "average_above"),
     Mutant("positives mined too", aggregate, "hard_negative_weights", positives_twice, VALUE, NEGATIVES),
     Mutant("ratio upside down", aggregate, "hard_negative_weights", ratio_upside_down, VALUE, NEGATIVES),
-    Mutant("negatives of the whole batch", aggregate, "count", across_groups, VALUE, NEGATIVES),
-    Mutant("groups forgotten", aggregate, "count", across_groups, VALUE, "average_top_k in groups"),
+    Mutant("negatives of the whole batch", aggregate, "line", across_groups, VALUE, NEGATIVES),
+    Mutant("groups forgotten", aggregate, "line", across_groups, VALUE, "average_top_k in groups"),
     Mutant("large groups say more", selection, "spread", large_groups_say_more, VALUE, "average_top_k in groups"),
     Mutant("empty groups say zero", counted, "places", empty_groups_say_zero, MASK, "average_top_k in groups"),
     Mutant("first of the tied", aggregate, "kth_weights", first_of_the_tied, "order_never_matters", "kth_largest"),
@@ -297,7 +341,12 @@ def test_mutant_is_rejected(mutant: Mutant) -> None:
     def holds(batch: Batch) -> None:
         LAWS[mutant.law](subject, batch)
 
-    with mock.patch.object(mutant.where, mutant.attribute, mutant.wrong), pytest.raises(AssertionError):
+    kernels = mock.Mock(is_available=lambda: False) if mutant.composed else native
+    with (
+        mock.patch.object(counted, "native", kernels),
+        mock.patch.object(mutant.where, mutant.attribute, mutant.wrong),
+        pytest.raises(AssertionError),
+    ):
         holds()
 
 

@@ -316,6 +316,13 @@ def test_rounding_leaves_nothing_behind_a_drop_of_all() -> None:
         assert selection.value == 0
 
 
+def test_no_rank_is_lost_of_a_hundred_million() -> None:
+    """Ones are counted without rounding, so nothing is allowed for it."""
+    for k in (1.0, 9e7, 1e8):
+        assert math.ceil(threshold.needed(k, None)) == k
+    assert math.ceil(threshold.needed(1e6, torch.full((1_000_000,), 0.1, dtype=torch.float64))) == 1e6
+
+
 def test_rounding_of_many_masses_does_not_move_the_threshold() -> None:
     losses = torch.arange(2_000_000).float()
     for mass in (0.1, 1.0):

@@ -218,6 +218,75 @@ def test_no_gradient_flows_through_scores_or_masses() -> None:
     assert mass.grad is None
 
 
+DIFFERENTIABLE = [name for name in AGGREGATES if not name.startswith("topk_")]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:FutureWarning")  # torch's own forward mode loads it
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_many_slopes_at_once_and_forward_mode_are_the_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    losses, mask = torch.randn(30, dtype=torch.float64, requires_grad=True), torch.rand(30) > 0.3
+    value = AGGREGATES[name](losses, mask=mask)
+    (gradient,) = torch.autograd.grad(value, losses, retain_graph=True)
+    slopes = torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)
+    (batched,) = torch.autograd.grad(value, losses, slopes, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(batched, slopes[:, None] * gradient)
+    direction = torch.randn(30, dtype=torch.float64)
+    with torch.autograd.forward_ad.dual_level():
+        dual = AGGREGATES[name](torch.autograd.forward_ad.make_dual(losses.detach(), direction), mask=mask)
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+        slope = torch.autograd.forward_ad.make_dual(torch.ones_like(value.detach()), value.detach())
+        (changing,) = torch.autograd.grad(value, losses, slope)
+        change = torch.autograd.forward_ad.unpack_dual(changing).tangent
+    assert tangent is not None
+    torch.testing.assert_close(tangent, gradient @ direction)
+    torch.testing.assert_close(change, value.detach() * gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_gradient_of_the_slope_is_the_value_of_its_direction(dtype: torch.dtype) -> None:
+    losses = torch.tensor([3.0, 1.0, math.inf, 9.0], dtype=dtype, requires_grad=True)
+    slope = torch.tensor(2.0, dtype=torch.float64 if dtype == torch.float64 else torch.float32, requires_grad=True)
+    value = average_top_k(losses, k=2, scores=torch.tensor([3.0, 1.0, 0.0, 9.0]))
+    (gradient,) = torch.autograd.grad(value, losses, slope, create_graph=True)
+    assert gradient.tolist() == [1, 0, 0, 1]
+    (second,) = torch.autograd.grad(gradient.sum(), slope)
+    assert second == 1
+
+
+def test_what_was_changed_before_backward_is_noticed() -> None:
+    """Where the kernels serve nothing is copied; a silent wrong gradient there must not be."""
+    for changed in ("losses", "mask", "mass"):
+        given = {"losses": torch.rand(9, requires_grad=True) * 1, "mask": torch.ones(9, dtype=torch.bool)}
+        given["mass"] = torch.ones(9)
+        value = average_top_k(given["losses"], k=2, mask=given["mask"], sample_weight=given["mass"])
+        given[changed].detach().zero_()
+        if native.is_available():
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                value.backward()
+        else:
+            value.backward()
+
+
+def test_masks_of_inference_and_views_of_any_kind_are_read_as_they_are() -> None:
+    with torch.inference_mode():
+        mask = torch.tensor([True, True, False, True])
+    losses = torch.tensor([1 + 2j, 3 + 4j, 5 + 6j, 7 + 8j]).conj().imag.requires_grad_()
+    value = average_top_k(losses, k=2, mask=mask)
+    assert value == -3
+    (gradient,) = torch.autograd.grad(value, losses)
+    assert gradient.tolist() == [0.5, 0.5, 0, 0]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_whoever_follows_the_operations_sees_all_of_them(name: str) -> None:
+    losses = torch.rand(30)
+    with Operations() as operations:
+        followed = AGGREGATES[name](losses)
+    torch.testing.assert_close(followed, AGGREGATES[name](losses))
+    assert operations.names & {"mul", "sum"}
+
+
 # Accelerators, without one: no value is read back, and nothing is sorted
 
 

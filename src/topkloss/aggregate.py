@@ -23,19 +23,17 @@ from topkloss.arguments import (
     check_ratio,
     check_tensors,
 )
-from topkloss.counted import count
+from topkloss.counted import Line, line
 from topkloss.selection import (
-    Cut,
+    LEAST,
     hard_negative_weights,
     kth_weights,
     positives_first,
     ranked_weights,
-    share,
-    spread,
-    weighted_sum,
     weights_above,
     weights_of,
 )
+from topkloss.stretch import Cut, share, spread, weigh, weighted_sum
 
 __all__ = [
     "average",
@@ -81,9 +79,8 @@ def average(
     Cost: two reads of the losses.
     Reference: the average aggregate of Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017.
     """
-    counted = count(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
-    everything = torch.ones_like(counted.scores)
-    return weighted_sum(spread(counted, everything, counted.total, everything.new_full((), -torch.inf)), losses)
+    counted = line(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
+    return weighted_sum(weigh(counted, counted.total), losses)
 
 
 def maximum(
@@ -119,7 +116,9 @@ def maximum(
     Cost: three reads of the losses.
     Reference: Shalev-Shwartz, Wexler. Minimizing the Maximal Loss: How and Why. ICML 2016.
     """
-    counted = count(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
+    counted = line(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
+    if isinstance(counted, Line):
+        return weighted_sum(kth_weights(counted, k=None, fraction=LEAST)[0], losses)
     if losses.numel() == 0:
         return losses.to(counted.dtype).sum()
     if counted.places is not None:
@@ -173,18 +172,19 @@ def average_top_k(
     Example:
         >>> losses = torch.tensor([3.0, 1.0, 2.0, 9.0], requires_grad=True)
         >>> value = average_top_k(losses, fraction=0.5)
-        >>> value
-        tensor(6., grad_fn=<SumBackward0>)
+        >>> value.item()
+        6.0
         >>> value.backward()
         >>> losses.grad
         tensor([0.5000, 0.0000, 0.0000, 0.5000])
 
-    Cost: that of `topk_weights`, and two reads of the losses; the backward pass writes one gradient. With groups,
-        one sort, however many they are.
+    Cost: on the CPU that of `topk_threshold` and one read of the losses; the backward pass reads them again and
+        writes one gradient. No weights are kept, so what is given must stay as it is until then (torch says so where
+        it does not). Elsewhere that of `topk_weights`, and two reads. With groups, one sort, however many they are.
     Reference: Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017, equations 1 and 2.
     """
     check_k(k, fraction)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
+    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
     weights, _ = ranked_weights(counted, k=k, fraction=fraction)
     return weighted_sum(weights, losses)
 
@@ -232,7 +232,7 @@ def average_ranked_range(
     """
     check_k(k, fraction)
     check_drop(drop, drop_fraction, required=True)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
+    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
     weights, _ = ranked_weights(counted, k=k, fraction=fraction, drop=drop, drop_fraction=drop_fraction)
     return weighted_sum(weights, losses)
 
@@ -273,7 +273,7 @@ def kth_largest(
     Reference: Shalev-Shwartz, Wexler. Minimizing the Maximal Loss: How and Why. ICML 2016; Fan et al. 2017, section 1.
     """
     check_k(k, fraction)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
+    counted = line(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
     return weighted_sum(kth_weights(counted, k=k, fraction=fraction)[0], losses)
 
 
@@ -320,7 +320,7 @@ def average_above(
         CVPR 2016; for pixels, in this form, the `OhemCrossEntropy` of HRNet and the `OhemCELoss` of BiSeNet.
     """
     check_floor(threshold, min_kept, min_fraction)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
+    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
     weights, _ = weights_above(counted, threshold=threshold, min_kept=min_kept, min_fraction=min_fraction)
     return weighted_sum(weights, losses)
 
@@ -374,6 +374,6 @@ def average_hard_negatives(
     check_tensors(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups)
     check_positives(losses, positives)
     scores = positives_first(losses if scores is None else scores, positives)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
+    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
     weights, _ = hard_negative_weights(counted, ratio=ratio, min_negatives=min_negatives)
     return weighted_sum(weights, losses)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from topkloss.arguments import check_integers, check_k, check_tensors, real_number
-from topkloss.selection import capacity, topk_select
+from topkloss.selection import topk_select
+from topkloss.stretch import capacity
 
 __all__ = ["Choice", "Choices", "choices"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from topkloss.arguments import NanPolicy, check_nan_policy, check_tensors
 from topkloss.distributed import Ranks, SharedPlaces
 from topkloss.elements import Elements
 from topkloss.groups import Places, places
-from topkloss.tensors import computing_dtype, values_are_readable
+from topkloss.kernels import native
+from topkloss.tensors import computing_dtype, memory_is_readable, values_are_readable
 
 # Elements and their groups, as one process has them.
 Prepare = Callable[[Ranks | None], tuple[Elements, Tensor | None]]
@@ -36,11 +38,84 @@ class Counted(NamedTuple):
         mass = torch.ones_like(self.scores, dtype=torch.float64) if self.mass is None else self.mass
         return mass if self.mask is None else mass.masked_fill(~self.mask, 0)
 
+    def in_tensors(self) -> Counted:
+        """Itself."""
+        return self
+
     def mass_of(self, chosen: Tensor) -> Tensor:
         """The counted mass of these shares of the elements: 0-dim, or each group's own, in the form of `total`."""
         mass = chosen if self.mass is None else self.mass * chosen
         mass = mass if self.mask is None else mass.masked_fill(~self.mask, 0)
         return mass.sum(dtype=torch.float64) if self.places is None else self.places.sum(mass.double())
+
+
+class Line(NamedTuple):
+    """The same where the native kernels serve: the inputs as they are, and what one look at them told, in numbers."""
+
+    scores: Tensor  # float32 or float64, contiguous, as are mask and mass; anything where not counted
+    mask: Tensor | None  # None = all true
+    mass: Tensor | None  # float32 or float64; where it is 0, or the mask false, nothing counts; None = 1 each
+    total: float  # the counted mass S; 0 where poisoned
+    poisoned: bool
+    omitted: int
+    dtype: torch.dtype  # of weights and value
+
+    def in_tensors(self) -> Counted:
+        """As `count` returns it."""
+        mask, mass, scores = self.mask, self.mass, self.scores
+        if mass is not None:
+            mask = mass > 0 if mask is None else mask & (mass > 0)
+            mass = mass.double().masked_fill(~mask, 0)
+        scores = scores if mask is None else _uncounted_last(scores, mask)
+        total, poisoned, omitted = (torch.tensor(number, device="cpu") for number in self[3:6])
+        return Counted(scores, mask, mass, total.double(), None, poisoned, omitted, self.dtype)
+
+
+def line(
+    losses: Tensor,
+    *,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    scores: Tensor | None = None,
+    groups: Tensor | None = None,
+    nan_policy: NanPolicy = "propagate",
+) -> Line | Counted:
+    """The same as `count`, as a `Line` where the native kernels serve: without groups, on the CPU, untraced."""
+    given = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "groups": groups}
+    if not native.is_available() or groups is not None:
+        return count(losses, **given, nan_policy=nan_policy)
+    check_tensors(losses, **given)
+    if not memory_is_readable(losses, mask, sample_weight, scores):
+        return count(losses, **given, nan_policy=nan_policy)
+    check_nan_policy(nan_policy)
+    ranked = dense(losses if scores is None else scores)
+    mask = None if mask is None else dense(mask, torch.bool)
+    own = torch.float32 if sample_weight is not None and sample_weight.dtype == torch.float32 else torch.float64
+    mass = None if sample_weight is None else dense(sample_weight, own)
+    total, poisoned, wrong = native.count(ranked, mass, mask)
+    if wrong >= 0:
+        assert mass is not None
+        raise _unusable(mass.view(-1)[wrong])
+    omitted = 0
+    if nan_policy == "omit":
+        nan = losses.isnan() if scores is None else losses.isnan() | ranked.isnan()
+        counts = torch.ones_like(nan) if mask is None else mask
+        omitted = int((nan & counts if mass is None else nan & counts & (mass > 0)).sum())
+        mask = counts & ~nan
+        total, poisoned, _ = native.count(ranked, mass, mask)
+    elif scores is not None:
+        poisoned = poisoned or native.count(dense(losses), mass, mask)[1]
+    poisoned = poisoned or total == math.inf
+    _raise_if(nan_policy == "raise" and poisoned)
+    return Line(ranked, mask, mass, 0.0 if poisoned else total, poisoned, omitted, computing_dtype(losses))
+
+
+def dense(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """As a kernel reads it: contiguous, and in the type that is computed in unless another is given."""
+    tensor, dtype = tensor.detach(), dtype or computing_dtype(tensor)
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor.resolve_neg().contiguous()
 
 
 def count(
@@ -63,7 +138,7 @@ def count(
     mass = None
     if sample_weight is not None:
         mass = sample_weight.detach().double()
-        poisoned = _unusable(mass, mask)
+        poisoned = _is_unusable(mass, mask)
         mask = mass > 0 if mask is None else mask & (mass > 0)
     if nan_policy == "omit":
         nan = losses.isnan() if scores is None else losses.isnan() | ranked.isnan()
@@ -75,11 +150,7 @@ def count(
         poisoned = poisoned | ranked.amax().isnan()
         if scores is not None:
             poisoned = poisoned | (losses if mask is None else losses.masked_fill(~mask, 0)).amax().isnan()
-    if nan_policy == "raise" and bool(poisoned):
-        raise ValueError(
-            "`losses` (or `scores`) must not be NaN where counted; got NaN. "
-            'Pass nan_policy="omit" to leave such elements out.'
-        )
+    _raise_if(nan_policy == "raise" and bool(poisoned))
     if mask is None:
         total = torch.full((), losses.numel(), dtype=torch.float64, device=losses.device)
     elif mass is None:
@@ -96,7 +167,7 @@ def count(
 
 def count_together(
     prepare: Prepare, ranks: Ranks | None, *, request: Callable[[Elements], str], nan_policy: NanPolicy
-) -> tuple[Elements, Counted]:
+) -> tuple[Elements, Counted | Line]:
     """The elements, and how they count: here, or among all processes, which then all ask for the same or all raise.
 
     Args:
@@ -110,13 +181,14 @@ def count_together(
         elements, groups = prepare(ranks)
         losses, mask, mass, scores = elements[:4]
         check_tensors(losses, mask=mask, sample_weight=mass, scores=scores, groups=groups)
-        own = groups if ranks is None else None
-        counted = count(losses, mask=mask, sample_weight=mass, scores=scores, groups=own, nan_policy=nan_policy)
+        counted = count(losses, mask=mask, sample_weight=mass, scores=scores, nan_policy=nan_policy)
         return elements, groups, counted
 
     if ranks is None:
-        elements, _, counted = alone()
-        return elements, counted
+        elements, groups = prepare(None)
+        losses, mask, mass, scores = elements[:4]
+        given = {"mask": mask, "sample_weight": mass, "scores": scores, "groups": groups}
+        return elements, line(losses, **given, nan_policy=nan_policy)
 
     def asked(done: tuple[Elements, Tensor | None, Counted]) -> str:
         elements, groups, counted = done
@@ -149,14 +221,26 @@ def _uncounted_last(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, -torch.inf)
 
 
-def _unusable(mass: Tensor, mask: Tensor | None) -> Tensor:
+def _is_unusable(mass: Tensor, mask: Tensor | None) -> Tensor:
     """Whether a counted mass is negative, infinite or NaN: an error where values may be read, NaN elsewhere."""
     wrong = ~((mass >= 0) & (mass < torch.inf))
     if mask is not None:
         wrong = wrong & mask
     if values_are_readable(mass) and bool(wrong.any()):
-        raise ValueError(
-            f"`sample_weight` must be finite and >= 0 where counted; got {mass[wrong][0].item():g}. "
-            "To leave an element out give it weight 0 or mask=False."
-        )
+        raise _unusable(mass[wrong][0])
     return wrong.any() | (mass if mask is None else mass.masked_fill(~mask, 0)).sum().isinf()
+
+
+def _unusable(mass: Tensor) -> ValueError:
+    return ValueError(
+        f"`sample_weight` must be finite and >= 0 where counted; got {mass.item():g}. "
+        "To leave an element out give it weight 0 or mask=False."
+    )
+
+
+def _raise_if(poisoned: bool) -> None:
+    if poisoned:
+        raise ValueError(
+            "`losses` (or `scores`) must not be NaN where counted; got NaN. "
+            'Pass nan_policy="omit" to leave such elements out.'
+        )

@@ -14,10 +14,12 @@ from topkloss.arguments import (
     check_nan_policy,
     check_word,
 )
-from topkloss.counted import Counted, Prepare, count_together
+from topkloss.counted import Counted, Line, Prepare, count_together
 from topkloss.distributed import ProcessGroup, Ranks, check_process_group, ranks_of
 from topkloss.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, scaled
 from topkloss.selection import Selection, ranked_weights, selection_of, value_of
+from topkloss.stretch import Weights
+from topkloss.tensors import Scalar
 
 __all__ = ["AverageRankedRangeLoss", "AverageTopKLoss"]
 
@@ -106,7 +108,7 @@ class OfElements(nn.Module):
         """What is ranked by; None = the losses."""
         return elements.scores
 
-    def _count(self, prepare: Prepare, method: str) -> tuple[Elements, Counted]:
+    def _count(self, prepare: Prepare, method: str) -> tuple[Elements, Counted | Line]:
         """The elements, and how they count; see `count_together`."""
 
         def request(elements: Elements) -> str:
@@ -206,13 +208,13 @@ class Criterion(OfElements):
         made, counted = self._counted(elements, groups, "select")
         return selection_of(counted, made.losses, *self._weights(counted, made.scale))
 
-    def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
+    def _weights(self, counted: Counted | Line, scale: float) -> tuple[Weights, Scalar]:
         """The rule: weights, and the lowest score chosen."""
         raise NotImplementedError
 
     def _counted(
         self, elements: Callable[[], Elements], groups: Tensor | None, method: str
-    ) -> tuple[Elements, Counted]:
+    ) -> tuple[Elements, Counted | Line]:
         """What is ranked, and how it counts in its groups."""
 
         def prepare(ranks: Ranks | None) -> tuple[Elements, Tensor | None]:
@@ -263,7 +265,7 @@ class AverageTopKLoss(Criterion):
         self.k = k
         self.fraction = fraction
 
-    def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
+    def _weights(self, counted: Counted | Line, scale: float) -> tuple[Weights, Scalar]:
         return ranked_weights(counted, k=scaled(self.k, scale), fraction=self.fraction)
 
 
@@ -304,6 +306,6 @@ class AverageRankedRangeLoss(Criterion):
         self.drop = drop
         self.drop_fraction = drop_fraction
 
-    def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
+    def _weights(self, counted: Counted | Line, scale: float) -> tuple[Weights, Scalar]:
         k, drop = scaled(self.k, scale), scaled(self.drop, scale)
         return ranked_weights(counted, k=k, fraction=self.fraction, drop=drop, drop_fraction=self.drop_fraction)

@@ -15,7 +15,7 @@ from topkloss.arguments import (
     check_label_smoothing,
     check_word,
 )
-from topkloss.counted import count
+from topkloss.counted import line
 from topkloss.criterion import AverageTopKLoss, Level, Within
 from topkloss.distributed import ProcessGroup, ranks_of
 from topkloss.elements import Elements, class_mass, cross_entropy_elements
@@ -91,7 +91,7 @@ def average_top_k_cross_entropy(
         given: dict[str, Any] = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
         elements = cross_entropy_elements(outputs, targets, mask=mask, sample_weight=sample_weight, **given)
         losses, mask, mass, scores = elements[:4]
-        counted = count(losses, mask=mask, sample_weight=mass, scores=scores)
+        counted = line(losses, mask=mask, sample_weight=mass, scores=scores)
         return value_of(counted, ranked_weights(counted, k=k, fraction=fraction)[0], losses)
     targets = targets.long()  # in uint8, -100 would be the class 156
     counts, mass = mask, None

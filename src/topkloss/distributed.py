@@ -234,7 +234,7 @@ class SharedPlaces:
             self.size, self.group = max(len(table), 1), torch.searchsorted(table, groups.reshape(-1).long())
         each = torch.ones_like(self.scores) if mask is None else mask
         own = self._own_sum(each if mass is None else mass)
-        sums = ranks.sum(torch.cat([own, own.new_full((1,), scores.numel())]))
+        sums = ranks.sum(torch.cat([own, own.new_full((1,), 0 if mass is None else mass.numel())]))
         self.total = sums[:-1]
         self.number = (self.total > 0).sum().clamp(min=1)
         self.slack = SLACK + SLACK_OF_EACH * sums[-1]

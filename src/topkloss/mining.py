@@ -7,11 +7,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from topkloss.arguments import NanPolicy, check_floor, check_positives, check_ratio
-from topkloss.counted import Counted
+from topkloss.counted import Counted, Line
 from topkloss.criterion import Criterion, Level, Within
 from topkloss.distributed import ProcessGroup
 from topkloss.elements import Elements, IndividualLoss, scaled
 from topkloss.selection import hard_negative_weights, positives_first, weights_above
+from topkloss.stretch import Weights
+from topkloss.tensors import Scalar
 
 __all__ = ["HardNegativeLoss", "OHEMLoss"]
 
@@ -52,7 +54,7 @@ class OHEMLoss(Criterion):
         self.min_kept = min_kept
         self.min_fraction = min_fraction
 
-    def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
+    def _weights(self, counted: Counted | Line, scale: float) -> tuple[Weights, Scalar]:
         min_kept = scaled(self.min_kept, scale)
         return weights_above(counted, threshold=self.threshold, min_kept=min_kept, min_fraction=self.min_fraction)
 
@@ -100,5 +102,5 @@ class HardNegativeLoss(Criterion):
         check_positives(elements.losses, positives)
         return positives_first(elements.losses if elements.scores is None else elements.scores, positives)
 
-    def _weights(self, counted: Counted, scale: float) -> tuple[Tensor, Tensor]:
+    def _weights(self, counted: Counted | Line, scale: float) -> tuple[Weights, Scalar]:
         return hard_negative_weights(counted, ratio=self.ratio, min_negatives=self.min_negatives * scale)

@@ -12,21 +12,20 @@ the elements tied at the end share what is left of it in proportion to their mas
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from topkloss.arguments import NanPolicy, check_drop, check_k
-from topkloss.counted import Counted, count
-from topkloss.tensors import values_are_readable
-from topkloss.threshold import SLACK, kth_largest
+from topkloss.counted import Counted, Line, line
+from topkloss.kernels import native
+from topkloss.stretch import Cut, Weights, above, capacity, cut, in_full, share, spread, weigh, weighted_sum
+from topkloss.tensors import Scalar, choose, larger, part_of, smaller
+from topkloss.threshold import SLACK
 
 __all__ = ["Selection", "topk_select", "topk_threshold", "topk_weights"]
-
-# A count within this relative distance of an integer is that integer: 0.29 * 100 selects 29.
-SNAP = 1e-9
 
 # Less than this share of the counted mass is as good as this share, which 1/k can still be computed of in float32;
 # behind a dropped mass, which rounds, as good as more.
@@ -99,13 +98,13 @@ def topk_threshold(
         >>> topk_threshold(torch.tensor([3.0, 1.0, 2.0, 5.0]), k=2)
         tensor(3.)
 
-    Cost: on the CPU about three reads of the losses; on an accelerator 32 (64 for float64), without a sort and
+    Cost: on the CPU about two reads of the losses; on an accelerator 32 (64 for float64), without a sort and
         without waiting for the device; under torch.compile on the CPU and under vmap, one sort.
     Reference: Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017, Lemma 1.
     """
     check_k(k, fraction)
-    counted = count(losses, mask=mask, sample_weight=sample_weight)
-    return cut(counted, capacity(counted.total, k, fraction)).score
+    counted = line(losses, mask=mask, sample_weight=sample_weight)
+    return _as_score(counted, cut(counted, capacity(counted.total, k, fraction)).score)
 
 
 def topk_weights(
@@ -142,13 +141,13 @@ def topk_weights(
         >>> topk_weights(torch.tensor([3.0, 1.0, 2.0, 2.0]), k=2)
         tensor([0.5000, 0.0000, 0.2500, 0.2500])
 
-    Cost: that of `topk_threshold` and three reads more.
+    Cost: that of `topk_threshold` and one read more; where the native kernels do not serve, four.
     Reference: See `topk_threshold`; the set of weights is the risk envelope of the conditional value at risk
         (Rockafellar, Uryasev. Optimization of conditional value-at-risk. 2000).
     """
     check_k(k, fraction)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
-    return ranked_weights(counted, k=k, fraction=fraction)[0]
+    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
+    return in_full(ranked_weights(counted, k=k, fraction=fraction)[0])
 
 
 def topk_select(
@@ -191,120 +190,93 @@ def topk_select(
     """
     check_k(k, fraction)
     check_drop(drop, drop_fraction)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
+    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
     weights, lowest = ranked_weights(counted, k=k, fraction=fraction, drop=drop, drop_fraction=drop_fraction)
     return selection_of(counted, losses, weights, lowest)
 
 
-def selection_of(counted: Counted, losses: Tensor, weights: Tensor, lowest: Tensor) -> Selection:
+def selection_of(counted: Counted | Line, losses: Tensor, weights: Weights, lowest: Scalar) -> Selection:
     """What a monitor reads of these weights."""
-    mass = counted.each_mass()
+    everything, written = counted.in_tensors(), in_full(weights)
     return Selection(
         value=value_of(counted, weights, losses),
-        average=value_of(counted, even_weights(counted), losses.detach()),
-        threshold=lowest,
-        weights=weights,
-        kept=weights != 0,
-        mass=mass,
-        omitted=counted.omitted,
+        average=value_of(everything, even_weights(everything), losses.detach()),
+        threshold=_as_score(counted, lowest),
+        weights=written,
+        kept=written != 0,
+        mass=everything.each_mass(),
+        omitted=everything.omitted,
     )
 
 
-def capacity(total: Tensor, count: float | None, fraction: float | None) -> Tensor:
-    """The mass asked for, shaped like the total: `count`, or `fraction` of it; near-integers snapped; at most all."""
-    if fraction is not None:
-        wanted = total * float(fraction)
-    else:
-        assert count is not None
-        wanted = torch.ones_like(total) * float(count)  # not torch.full: a compiled graph then serves every count
-    nearest = wanted.round()
-    snapped = torch.where((wanted - nearest).abs() <= SNAP * wanted, nearest, wanted)
-    return torch.where(wanted < total, snapped, total).minimum(total)
-
-
-class Cut(NamedTuple):
-    """Where a given mass of the largest ends."""
-
-    score: Tensor  # elements above it lie before the end, those below it behind
-    above: Tensor  # 0-dim float64: the mass of all elements above that score
-    tied: Tensor  # 0-dim float64: the mass of all elements at it
-    part: Tensor  # 0-dim float64: how much of each of them lies before the end; NaN where none counts
-
-
-def cut(counted: Counted, wanted: Tensor) -> Cut:
-    """Where the `wanted` mass ends; -inf where nothing counts, NaN where poisoned."""
-    score, above, tied = kth_largest(counted.scores, counted.mass, wanted)
-    score = torch.where(counted.total > 0, score, -torch.inf)
-    tied = torch.where(score == -torch.inf, counted.total - above, tied)
-    return Cut(torch.where(counted.poisoned, torch.nan, score), above, tied, ((wanted - above) / tied).clamp(0, 1))
-
-
-def share(counted: Counted, end: Cut, start: Cut | None = None) -> Tensor:
-    """How much of each element, in [0, 1], lies before the end and behind the start.
-
-    By arithmetic on 1 (above), 0 (tied) and -1 (below), which is several times faster on the CPU than masks are.
-    """
-    before = _side(counted, end.score).add_(end.part.to(counted.dtype)).clamp(0, 1)
-    if start is None:
-        return before
-    behind = _side(counted, start.score).neg_().add_((1 - start.part).to(counted.dtype)).clamp(0, 1)
-    return torch.minimum(before, behind)
-
-
-def _side(counted: Counted, score: Tensor) -> Tensor:
-    """1 above the score, 0 at it (infinities too), -1 below."""
-    return (counted.scores - score).nan_to_num_(nan=0.0).sign_().to(counted.dtype)
+def _as_score(counted: Counted | Line, score: Scalar) -> Tensor:
+    return score if isinstance(score, Tensor) else torch.scalar_tensor(score, dtype=counted.scores.dtype, device="cpu")
 
 
 def ranked_weights(
-    counted: Counted,
+    counted: Counted | Line,
     *,
     k: float | None,
     fraction: float | None,
     drop: float | None = None,
     drop_fraction: float | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Weights, Scalar]:
     """Weights of the mass that follows the dropped one, and its lowest score."""
     wanted = capacity(counted.total, k, fraction)
     if not drop and not drop_fraction:
-        return largest(counted, wanted.maximum(LEAST * counted.total))
+        return largest(counted, larger(wanted, LEAST * counted.total))
     dropped = capacity(counted.total, drop, drop_fraction)
     left = counted.total - dropped
-    left = torch.where(left > SLACK * counted.total, left, 0)
-    selected = wanted.maximum(LEAST_BEHIND_DROPPED * counted.total).minimum(left)
-    if counted.places is not None:
-        return weights_of(counted, counted.places.within(dropped, selected))
+    left = choose(left > SLACK * counted.total, left, 0.0)
+    selected = smaller(larger(wanted, LEAST_BEHIND_DROPPED * counted.total), left)
+    if isinstance(counted, Counted) and counted.places is not None:
+        return _within(counted, dropped, selected)
     start, end = cut(counted, dropped), cut(counted, dropped + selected)
     # of the selected mass itself, not of its sum with the dropped one, which rounds
-    part = (selected - (end.above - dropped).clamp(min=0)) / end.tied
-    end = end._replace(part=part.clamp(0, 1))
-    start = start._replace(part=torch.where(start.score == end.score, 0, start.part))
-    return spread(counted, share(counted, end, start), selected, end.score), end.score
+    end = end._replace(part=part_of(selected - larger(end.above - dropped, 0.0), end.tied))
+    start = start._replace(part=choose(start.score == end.score, 0.0, start.part))
+    return weigh(counted, selected, end, start), end.score
 
 
-def kth_weights(counted: Counted, *, k: float | None, fraction: float | None) -> tuple[Tensor, Tensor]:
+def kth_weights(counted: Counted | Line, *, k: float | None, fraction: float | None) -> tuple[Weights, Scalar]:
     """Weights of what ties at the end of the mass asked for, and its score."""
-    wanted = capacity(counted.total, k, fraction).maximum(LEAST * counted.total)
+    wanted = larger(capacity(counted.total, k, fraction), LEAST * counted.total)
+    if isinstance(counted, Line):
+        end = cut(counted, wanted)
+        return weigh(counted, end.tied, end._replace(part=1.0), end._replace(part=0.0)), end.score
     if counted.places is None:
         return weights_of(counted, counted.scores == cut(counted, wanted).score)
+    assert isinstance(wanted, Tensor)
     return weights_of(counted, counted.places.last(wanted))
 
 
 def weights_above(
-    counted: Counted, *, threshold: float, min_kept: float | None, min_fraction: float | None
-) -> tuple[Tensor, Tensor]:
+    counted: Counted | Line, *, threshold: float, min_kept: float | None, min_fraction: float | None
+) -> tuple[Weights, Scalar]:
     """Weights of what lies above a threshold or within the least mass that is kept, and the lowest score of it."""
+    floor = capacity(counted.total, min_kept, min_fraction) if min_kept or min_fraction else None
+    if isinstance(counted, Line):
+        return _weights_above(counted, threshold, 0.0 if floor is None else float(floor))
     chosen = counted.scores > threshold
-    if not min_kept and min_fraction is None:
+    if floor is None:
         return weights_of(counted, chosen)
-    floor = capacity(counted.total, min_kept, min_fraction)
+    assert isinstance(floor, Tensor)
     return weights_of(counted, torch.maximum(chosen.to(counted.dtype), shares(counted, floor)))
 
 
-def hard_negative_weights(counted: Counted, *, ratio: float, min_negatives: float) -> tuple[Tensor, Tensor]:
+def _weights_above(counted: Line, threshold: float, floor: float) -> tuple[Weights, Scalar]:
+    """The same of a line, on which one of the two holds the other."""
+    mass, lowest = native.above(counted.scores, counted.mass, counted.mask, threshold)
+    if floor > mass or counted.poisoned:
+        return largest(counted, floor)
+    end = Cut(lowest if mass > 0 else -math.inf, above=0.0, tied=mass, part=1.0)
+    return weigh(counted, mass, end), end.score
+
+
+def hard_negative_weights(counted: Counted | Line, *, ratio: float, min_negatives: float) -> tuple[Weights, Scalar]:
     """Weights of all positives, which are ranked first, and of so many negatives for each; and their lowest score."""
-    mass = counted.mass_of(counted.scores == torch.inf)
-    return largest(counted, (mass + (ratio * mass).clamp(min=min_negatives)).minimum(counted.total))
+    mass = above(counted, torch.finfo(counted.scores.dtype).max)
+    return largest(counted, smaller(mass + larger(ratio * mass, min_negatives), counted.total))
 
 
 def positives_first(scores: Tensor, positives: Tensor) -> Tensor:
@@ -313,12 +285,19 @@ def positives_first(scores: Tensor, positives: Tensor) -> Tensor:
     return torch.where(positives, torch.inf, scores.clamp(max=torch.finfo(scores.dtype).max))
 
 
-def largest(counted: Counted, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def largest(counted: Counted | Line, wanted: Scalar) -> tuple[Weights, Scalar]:
     """Weights of the `wanted` mass of the largest, and the lowest score among them."""
-    if counted.places is not None:
-        return weights_of(counted, counted.places.within(None, wanted))
+    if isinstance(counted, Counted) and counted.places is not None:
+        return _within(counted, None, wanted)
     end = cut(counted, wanted)
-    return spread(counted, share(counted, end), wanted, end.score), end.score
+    return weigh(counted, wanted, end), end.score
+
+
+def _within(counted: Counted, dropped: Scalar | None, selected: Scalar) -> tuple[Tensor, Tensor]:
+    assert counted.places is not None
+    assert not isinstance(dropped, float)
+    assert isinstance(selected, Tensor)
+    return weights_of(counted, counted.places.within(dropped, selected))
 
 
 def shares(counted: Counted, wanted: Tensor) -> Tensor:
@@ -354,34 +333,7 @@ def even_weights(counted: Counted) -> Tensor:
     return share.masked_fill(counted.poisoned & (mass > 0), torch.nan).to(counted.dtype)
 
 
-def spread(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest: Tensor) -> Tensor:
-    """Weights of sum 1 over the chosen shares; 0 where not counted, NaN on the counted where poisoned.
-
-    Args:
-        counted: What counts.
-        chosen: The share of each element.
-        selected_mass: The mass of all chosen shares; with groups, in the element's own.
-        lowest: 0-dim, the lowest score chosen. Above -inf it leaves out by itself what is not counted.
-    """
-    scale = torch.where(selected_mass > 0, 1 / selected_mass, 0)
-    if counted.places is not None:
-        scale = counted.places.each(scale / counted.places.number)
-    scale = torch.where(counted.poisoned, torch.nan, scale)
-    weights = (chosen if counted.mass is None else counted.mass * chosen).mul(scale).to(counted.dtype)
-    if counted.mask is None or (values_are_readable(lowest) and bool(lowest > -torch.inf)):
-        return weights
-    return weights.masked_fill(~counted.mask, 0)
-
-
-def value_of(counted: Counted, weights: Tensor, losses: Tensor) -> Tensor:
+def value_of(counted: Counted | Line, weights: Weights, losses: Tensor) -> Tensor:
     """The sum of weights times losses, over all processes that rank together."""
     value = weighted_sum(weights, losses)
-    return value if counted.ranks is None else counted.ranks.total(value)
-
-
-def weighted_sum(weights: Tensor, losses: Tensor) -> Tensor:
-    """The sum of weights times losses; what stands where the weight is 0 never matters, nor does its gradient."""
-    losses = losses.to(weights.dtype)
-    if not (values_are_readable(losses) and bool(losses.detach().sum().isfinite())):
-        losses = losses.masked_fill(weights == 0, 0)
-    return (weights * losses).sum()
+    return value if isinstance(counted, Line) or counted.ranks is None else counted.ranks.total(value)

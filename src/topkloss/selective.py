@@ -24,8 +24,9 @@ from topkloss.compound import CompoundLoss, DeepSupervisionLoss, parts_of
 from topkloss.criterion import Criterion, OfElements
 from topkloss.distributed import Ranks, Work, ranks_of
 from topkloss.elements import Elements
-from topkloss.selection import Selection, weighted_sum
+from topkloss.selection import Selection
 from topkloss.soft import DualAverageTopKLoss
+from topkloss.stretch import weighted_sum
 from topkloss.tensors import computing_dtype
 
 __all__ = ["SelectiveStep", "Stepped"]

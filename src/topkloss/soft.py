@@ -17,7 +17,8 @@ from topkloss.counted import Counted, count
 from topkloss.criterion import Level, OfElements
 from topkloss.distributed import ProcessGroup
 from topkloss.elements import Elements, IndividualLoss
-from topkloss.selection import Selection, even_weights, value_of, weighted_sum
+from topkloss.selection import Selection, even_weights, value_of
+from topkloss.stretch import weighted_sum
 
 __all__ = ["DualAverageTopKLoss", "average_top_k_dual", "tilted"]
 
@@ -176,7 +177,7 @@ class DualAverageTopKLoss(OfElements):
         """The value at the threshold of now; see `Criterion.forward`."""
         elements = partial(self.elements, outputs, targets, mask=mask, sample_weight=sample_weight)
         (losses, *_), counted = self._count(lambda _: (elements(), None), "forward")
-        return _seen_from(counted, losses, self.threshold, self.fraction, self.smoothing)
+        return _seen_from(counted.in_tensors(), losses, self.threshold, self.fraction, self.smoothing)
 
     def select(
         self,
@@ -201,7 +202,8 @@ class DualAverageTopKLoss(OfElements):
         return self._selection(lambda: elements)
 
     def _selection(self, elements: Callable[[], Elements]) -> Selection:
-        (losses, *_), counted = self._count(lambda _: (elements(), None), "select")
+        (losses, *_), one = self._count(lambda _: (elements(), None), "select")
+        counted = one.in_tensors()
         weights = _weights(counted, losses.detach(), self.threshold.detach(), self.fraction, self.smoothing)
         return Selection(
             value=_seen_from(counted, losses, self.threshold, self.fraction, self.smoothing),

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from topkloss.kernels import native
-from topkloss.tensors import values_are_readable
+from topkloss.tensors import Scalar, values_are_readable
 
-Number = TypeVar("Number", float, Tensor)
+Number = TypeVar("Number", Tensor, Scalar)
 
 # Masses are sums of rounded numbers: a sum this close to the wanted one, relatively, has reached it; and as much closer
 # for each element as a running sum may lose.
@@ -56,7 +56,7 @@ def kth_largest(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLarge
         The score, in the dtype of `scores`, and the masses around it. Unspecified where nothing is counted or a
         score is NaN; where the score is -inf and `mass` is None, `tied` includes what is not counted.
     """
-    need = needed(wanted, scores.numel())
+    need = needed(wanted, mass)
     scores, mass = scores.reshape(-1), None if mass is None else mass.reshape(-1)
     if values_are_readable(scores):
         if native.is_available():
@@ -67,9 +67,12 @@ def kth_largest(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLarge
     return _around(_by_sorting(scores, mass, need), scores, mass)
 
 
-def needed(wanted: Number, n: int) -> Number:
-    """The mass that must be reached among n elements: the wanted one, less what the rounding of their sum may take."""
-    return wanted * (1 - SLACK - SLACK_OF_EACH * n)
+def needed(wanted: Number, mass: Tensor | None) -> Number:
+    """The mass that must be reached: the wanted one, less what the rounding of the sum of these masses may take.
+
+    Of 1 each (None) the sum is exact: what their rounding might take would be two of a hundred million.
+    """
+    return wanted * (1 - SLACK - (0 if mass is None else SLACK_OF_EACH * mass.numel()))
 
 
 def _natively(scores: Tensor, mass: Tensor | None, need: float) -> KthLargest:

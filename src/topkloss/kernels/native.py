@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_void_p
 from typing import NamedTuple
 
@@ -48,6 +49,32 @@ class Rule(ctypes.Structure):
     _fields_ = (("mass", c_void_p), ("threshold", c_double), ("part", c_double), ("scale", c_double))
 
 
+class Line(ctypes.Structure):
+    """``topkloss_line``."""
+
+    _fields_ = (
+        ("scores", c_void_p),
+        ("type", c_int64),
+        ("counts", c_void_p),
+        ("mass", c_void_p),
+        ("mass_type", c_int64),
+        ("n", c_int64),
+        ("threads", c_int64),
+    )
+
+
+class OnLine(ctypes.Structure):
+    """``topkloss_counted``."""
+
+    _fields_ = (("mass", c_double), ("nan", c_int64), ("wrong", c_int64))
+
+
+class Bounds(ctypes.Structure):
+    """``topkloss_stretch``."""
+
+    _fields_ = tuple((name, c_double) for name in ("start", "start_part", "end", "end_part", "scale"))
+
+
 class Scored(NamedTuple):
     """What a forward pass found."""
 
@@ -56,6 +83,19 @@ class Scored(NamedTuple):
     counted: int
     nan: bool  # among what counts
     illegal: int  # the place of the first counted target that is no class; -1 = none
+
+
+class Stretch(NamedTuple):
+    """A stretch of what is ranked, the largest first: an element in it weighs its mass times the scale.
+
+    At its start and at its end a part of that. A scale that is NaN weighs all that counts NaN.
+    """
+
+    end: float
+    end_part: float
+    scale: float
+    start: float = math.inf
+    start_part: float = 1.0
 
 
 class Library(NamedTuple):
@@ -82,10 +122,16 @@ def _open() -> Library | None:
     functions.topkloss_cross_entropy.restype = None
     functions.topkloss_cross_entropy_gradient.argtypes = (POINTER(Logits), c_void_p, POINTER(Rule), c_void_p)
     functions.topkloss_cross_entropy_gradient.restype = None
-    functions.topkloss_weighted_sum.argtypes = (c_int64, c_void_p, c_void_p, c_int64, POINTER(Rule), c_int64)
-    functions.topkloss_weighted_sum.restype = c_double
-    functions.topkloss_kth_largest.argtypes = (c_int64, c_void_p, c_void_p, c_int64, c_double, c_int64, c_void_p)
+    functions.topkloss_count.argtypes = (POINTER(Line), POINTER(OnLine))
+    functions.topkloss_count.restype = None
+    functions.topkloss_above.argtypes = (POINTER(Line), c_double, c_void_p)
+    functions.topkloss_above.restype = None
+    functions.topkloss_kth_largest.argtypes = (POINTER(Line), c_double, c_void_p)
     functions.topkloss_kth_largest.restype = None
+    functions.topkloss_weights.argtypes = (POINTER(Line), POINTER(Bounds), c_int64, c_void_p)
+    functions.topkloss_weights.restype = None
+    functions.topkloss_weighted_sum.argtypes = (POINTER(Line), POINTER(Bounds), c_int64, c_void_p)
+    functions.topkloss_weighted_sum.restype = c_double
     vectors = functions.topkloss_vectors().decode()
     return Library(functions, spec.origin, vectors, bool(functions.topkloss_shares_openmp()))
 
@@ -99,19 +145,53 @@ def is_available() -> bool:
     return SERVES
 
 
-def kth_largest(scores: Tensor, mass: Tensor | None, need: float) -> tuple[float, float, float]:
-    """The largest score t such that what is >= t holds the needed mass, the mass above it, the mass at it.
+def count(scores: Tensor, mass: Tensor | None, counts: Tensor | None) -> tuple[float, bool, int]:
+    """The counted mass, whether something counted is NaN, and the first place whose mass is none (-1 = nowhere).
 
     Args:
-        scores: float32 or float64, contiguous, not empty; see `topkloss.threshold.kth_largest`.
-        mass: float64, shaped like them, contiguous; None = 1 each.
+        scores: float32 or float64, contiguous, as is all that stands beside them.
+        mass: float32 or float64, shaped like them, 0 = not counted; None = 1 each.
+        counts: Bool, shaped like them; None = all count.
+    """
+    found = OnLine()
+    _functions().topkloss_count(_line(scores, mass, counts), found)
+    return found.mass, bool(found.nan), found.wrong
+
+
+def above(scores: Tensor, mass: Tensor | None, counts: Tensor | None, score: float) -> tuple[float, float]:
+    """The counted mass above a score, and the lowest score above it; inf where there is none. See `count`."""
+    out = (c_double * 2)()
+    _functions().topkloss_above(_line(scores, mass, counts), score, out)
+    return out[0], out[1]
+
+
+def kth_largest(
+    scores: Tensor, mass: Tensor | None, need: float, counts: Tensor | None = None
+) -> tuple[float, float, float]:
+    """The largest score t such that what is >= t holds the needed mass, the mass above it, the mass at it.
+
+    Where it is -inf and each mass is 1, the mass at it includes what does not count.
+
+    Args:
+        scores, mass, counts: See `count`.
         need: Above 0.
     """
     out = (c_double * 3)()
-    _functions().topkloss_kth_largest(
-        TYPES[scores.dtype], scores.data_ptr(), _pointer(mass), scores.numel(), need, torch.get_num_threads(), out
-    )
+    _functions().topkloss_kth_largest(_line(scores, mass, counts), need, out)
     return out[0], out[1], out[2]
+
+
+def weights(scores: Tensor, mass: Tensor | None, counts: Tensor | None, stretch: Stretch, out: Tensor) -> None:
+    """Writes what each element weighs to `out`: float32 or float64, shaped like the scores, contiguous. See `count`."""
+    bounds = _bounds(stretch)
+    _functions().topkloss_weights(_line(scores, mass, counts), bounds, TYPES[out.dtype], out.data_ptr())
+
+
+def weighted_sum(scores: Tensor, mass: Tensor | None, counts: Tensor | None, stretch: Stretch, losses: Tensor) -> float:
+    """The sum of weights times losses: float32 or float64, shaped like the scores, contiguous. See `count`."""
+    line, bounds = _line(scores, mass, counts), _bounds(stretch)
+    answer: float = _functions().topkloss_weighted_sum(line, bounds, TYPES[losses.dtype], losses.data_ptr())
+    return answer
 
 
 def cross_entropy(
@@ -159,20 +239,6 @@ def gradient(
     _functions().topkloss_cross_entropy_gradient(byref(of), scores.data_ptr(), byref(weights), out.data_ptr())
 
 
-def weighted_sum(scores: Tensor, losses: Tensor, *, mass: Tensor | None, rule: tuple[float, float, float]) -> float:
-    """The sum of weights times losses, the weights by the rule; see `topkloss.kernels.portable.weights_by`."""
-    weights = Rule(_pointer(mass), *rule)
-    answer: float = _functions().topkloss_weighted_sum(
-        TYPES[scores.dtype],
-        scores.data_ptr(),
-        losses.data_ptr(),
-        scores.numel(),
-        byref(weights),
-        torch.get_num_threads(),
-    )
-    return answer
-
-
 def _functions() -> ctypes.CDLL:
     assert LIBRARY is not None
     return LIBRARY.functions
@@ -180,6 +246,22 @@ def _functions() -> ctypes.CDLL:
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _line(scores: Tensor, mass: Tensor | None, counts: Tensor | None) -> Line:
+    return Line(
+        scores.data_ptr(),
+        TYPES[scores.dtype],
+        None if counts is None else counts.data_ptr(),
+        None if mass is None else mass.data_ptr(),
+        0 if mass is None else TYPES[mass.dtype],
+        scores.numel(),
+        torch.get_num_threads(),
+    )
+
+
+def _bounds(stretch: Stretch) -> Bounds:
+    return Bounds(stretch.start, stretch.start_part, stretch.end, stretch.end_part, stretch.scale)
 
 
 def _logits(

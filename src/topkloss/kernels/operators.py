@@ -14,7 +14,7 @@ from torch import Tensor
 
 from topkloss.kernels import native, portable, rule
 from topkloss.losses import cross_entropy, illegal_target
-from topkloss.selection import weighted_sum
+from topkloss.stretch import weighted_sum
 from topkloss.tensors import computing_dtype, values_are_readable
 
 
@@ -137,7 +137,7 @@ def _natively(
         raise illegal_target(int(targets.view(-1)[found.illegal]), logits.shape[1])
     total = float(found.counted) if mass is None else mass.sum().item()
     weighing = rule.in_numbers(found.scores, mass, total, found.nan, asked, is_fraction)
-    return native.weighted_sum(found.scores, found.losses, mass=mass, rule=weighing), found.scores, weighing
+    return native.weighted_sum(found.scores, mass, None, weighing.stretch, found.losses), found.scores, weighing
 
 
 def _gradient(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from topkloss.losses import cross_entropy as losses_and_scores
-from topkloss.selection import weighted_sum as sum_of
+from topkloss.stretch import weighted_sum as sum_of
 from topkloss.tensors import computing_dtype, values_are_readable
 
 # Logits that are computed with at a time: copies of so many stay in the cache.

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from topkloss.counted import Counted
+from topkloss.counted import Counted, Line
 from topkloss.kernels import native
-from topkloss.selection import LEAST, SNAP, capacity, cut
-from topkloss.threshold import needed
+from topkloss.selection import LEAST
+from topkloss.stretch import capacity, cut
+from topkloss.tensors import Scalar, larger
 
 
 class Rule(NamedTuple):
@@ -23,6 +24,11 @@ class Rule(NamedTuple):
     threshold: float
     part: float
     scale: float
+
+    @property
+    def stretch(self) -> native.Stretch:
+        """The same as the stretch that is averaged."""
+        return native.Stretch(self.threshold, self.part, math.nan if math.isnan(self.threshold) else self.scale)
 
 
 NOTHING_COUNTED = Rule(math.inf, 0.0, 0.0)
@@ -43,10 +49,10 @@ def in_tensors(
     """
     omitted = torch.zeros_like(total, dtype=torch.int64)
     counted = Counted(scores, None, mass, total, None, poisoned, omitted, scores.dtype)
-    wanted = capacity(total, *((None, asked) if is_fraction else (asked, None))).maximum(LEAST * total)
-    end = cut(counted, wanted)
+    threshold, part, wanted = _end(counted, asked, is_fraction)
+    assert isinstance(threshold, Tensor)
     some = total > 0
-    threshold, part = torch.where(some, end.score.double(), torch.inf), torch.where(some, end.part, 0)
+    threshold, part = torch.where(some, threshold.double(), torch.inf), torch.where(some, part, 0)
     return torch.stack([threshold, part, torch.where(some, 1 / wanted, 0)])
 
 
@@ -56,18 +62,13 @@ def in_numbers(
     """The same, with the native k-th largest."""
     if not total > 0:
         return NOTHING_COUNTED
-    wanted = max(_capacity(total, total * asked if is_fraction else asked), LEAST * total)
-    if poisoned:
-        return Rule(math.nan, math.nan, 1 / wanted)
-    threshold, above, tied = native.kth_largest(scores, mass, needed(wanted, scores.numel()))
-    if threshold == -math.inf:
-        tied = total - above
-    part = (wanted - above) / tied if tied > 0 else math.nan
-    return Rule(threshold, min(max(part, 0.0), 1.0), 1 / wanted)
+    threshold, part, wanted = _end(Line(scores, None, mass, total, poisoned, 0, scores.dtype), asked, is_fraction)
+    return Rule(float(threshold), math.nan if poisoned else float(part), 1 / float(wanted))
 
 
-def _capacity(total: float, wanted: float) -> float:
-    if not wanted < total:
-        return total
-    nearest = float(round(wanted))
-    return min(nearest if abs(wanted - nearest) <= SNAP * wanted else wanted, total)
+def _end(counted: Counted | Line, asked: float, is_fraction: bool) -> tuple[Scalar, Scalar, Scalar]:
+    """Threshold and part, and the mass asked for."""
+    wanted = capacity(counted.total, *((None, asked) if is_fraction else (asked, None)))
+    wanted = larger(wanted, LEAST * counted.total)
+    end = cut(counted, wanted)
+    return end.score, end.part, wanted

@@ -10,7 +10,7 @@
 namespace topkloss {
 namespace {
 
-constexpr int64_t GRAIN = 1 << 15;  // logits (or losses) that are worth a thread
+constexpr int64_t GRAIN = 1 << 15;  // logits that are worth a thread
 
 struct Build {
   const char *vectors;
@@ -71,17 +71,4 @@ void topkloss_cross_entropy_gradient(const topkloss_logits *of, const void *scor
     const Part part = part_of(n, task, tasks);
     build().kernels[of->type].gradient(*of, part.first, part.last, scores, *rule, gradient);
   });
-}
-
-double topkloss_weighted_sum(int64_t type, const void *scores, const void *losses, int64_t n, const topkloss_rule *rule,
-                             int64_t threads) {
-  const int64_t tasks = tasks_for(n, threads);
-  std::vector<double> sums(tasks);
-  for_each_task(tasks, [&](int64_t task) {
-    const Part part = part_of(n, task, tasks);
-    sums[task] = build().kernels[type].weighted_sum(scores, losses, part.first, part.last, *rule);
-  });
-  double sum = 0;
-  for (const double part : sums) sum += part;
-  return sum;
 }

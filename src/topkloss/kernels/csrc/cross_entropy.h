@@ -12,8 +12,6 @@ struct CrossEntropyKernels {
                  topkloss_found &found);
   void (*gradient)(const topkloss_logits &of, int64_t first, int64_t last, const void *scores,
                    const topkloss_rule &rule, void *gradient);
-  double (*weighted_sum)(const void *scores, const void *losses, int64_t first, int64_t last,
-                         const topkloss_rule &rule);
 };
 
 // One table for each build, indexed by the type of the logits.

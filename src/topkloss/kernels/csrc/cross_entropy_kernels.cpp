@@ -576,35 +576,13 @@ void gradient_of(const topkloss_logits &of, int64_t first, int64_t last, const v
   }
 }
 
-// The sum of weights times losses of a range of elements, in double precision.
-template <typename Real>
-double weighted_sum_of(const void *scores_, const void *losses_, int64_t first, int64_t last,
-                       const topkloss_rule &rule) {
-  const auto *const scores = static_cast<const Real *>(scores_), *const losses = static_cast<const Real *>(losses_);
-  double sum = 0, tied = 0;
-  if (rule.mass == nullptr && rule.threshold == rule.threshold) {
-    const auto threshold = static_cast<Real>(rule.threshold);
-#pragma omp simd reduction(+ : sum, tied)
-    for (int64_t i = first; i < last; ++i) {
-      sum += scores[i] > threshold ? losses[i] : Real{0};
-      tied += scores[i] == threshold ? losses[i] : Real{0};
-    }
-    return rule.scale * (rule.part == 0 ? sum : sum + rule.part * tied);
-  }
-  for (int64_t i = first; i < last; ++i) {
-    const Real weight = weight_of(rule, scores[i], i);
-    if (weight != 0) sum += static_cast<double>(weight) * static_cast<double>(losses[i]);
-  }
-  return sum;
-}
-
 }  // namespace
 
 const CrossEntropyKernels TOPKLOSS_KERNELS[4] = {
-    {scores_of<float>, gradient_of<float>, weighted_sum_of<float>},
-    {scores_of<double>, gradient_of<double>, weighted_sum_of<double>},
-    {scores_of<bfloat16>, gradient_of<bfloat16>, weighted_sum_of<float>},
-    {scores_of<float16>, gradient_of<float16>, weighted_sum_of<float>},
+    {scores_of<float>, gradient_of<float>},
+    {scores_of<double>, gradient_of<double>},
+    {scores_of<bfloat16>, gradient_of<bfloat16>},
+    {scores_of<float16>, gradient_of<float16>},
 };
 
 }  // namespace topkloss

@@ -56,13 +56,47 @@ TOPKLOSS_API void topkloss_cross_entropy(const struct topkloss_logits *of, void 
 TOPKLOSS_API void topkloss_cross_entropy_gradient(const struct topkloss_logits *of, const void *scores,
                                                   const struct topkloss_rule *rule, void *gradient);
 
-// The sum of weights times losses.
-TOPKLOSS_API double topkloss_weighted_sum(int64_t type, const void *scores, const void *losses, int64_t n,
-                                          const struct topkloss_rule *rule, int64_t threads);
+// Elements side by side, to be ranked and weighed. What counts has a mass above 0 and, with a mask, a true one.
+struct topkloss_line {
+  const void *scores;     // float or double
+  int64_t type;           // of the scores
+  const uint8_t *counts;  // the mask; null = all true
+  const void *mass;       // float or double; null = 1 each
+  int64_t mass_type;
+  int64_t n, threads;
+};
 
-// The largest score t such that what is >= t holds the needed mass; out: t, the mass above it, the mass at it.
-TOPKLOSS_API void topkloss_kth_largest(int64_t type, const void *scores, const double *mass, int64_t n, double need,
-                                       int64_t threads, double out[3]);
+// What stands on a line: the mass that counts, whether the score of something that counts is NaN, and the first place
+// where the mask is true and the mass is negative, infinite or NaN (-1 = none; the rest is then not to be used).
+struct topkloss_counted {
+  double mass;
+  int64_t nan, wrong;
+};
+
+// A stretch of a line that is ranked, the largest first. An element weighs its mass times the scale where its score is
+// below the start and above the end, a part of that at either, nothing beyond. A scale that is NaN weighs all that
+// counts NaN.
+struct topkloss_stretch {
+  double start, start_part, end, end_part, scale;
+};
+
+TOPKLOSS_API void topkloss_count(const struct topkloss_line *line, struct topkloss_counted *counted);
+
+// What counts and is larger than a score; out: its mass, and its lowest score (inf where there is none).
+TOPKLOSS_API void topkloss_above(const struct topkloss_line *line, double score, double out[2]);
+
+// The largest score t such that what counts and is >= t holds the needed mass, more than 0; out: t, the mass above it,
+// the mass at it. Where t is -inf and each mass 1, what does not count is among the last.
+TOPKLOSS_API void topkloss_kth_largest(const struct topkloss_line *line, double need, double out[3]);
+
+// What each element weighs, in float or double.
+TOPKLOSS_API void topkloss_weights(const struct topkloss_line *line, const struct topkloss_stretch *stretch,
+                                   int64_t type, void *weights);
+
+// The sum of weights, rounded to the type of the losses, times losses, in float or double. A loss of weight 0 never
+// matters.
+TOPKLOSS_API double topkloss_weighted_sum(const struct topkloss_line *line, const struct topkloss_stretch *stretch,
+                                          int64_t type, const void *losses);
 
 #ifdef __cplusplus
 }
