@@ -192,7 +192,3 @@ class _Average(torch.autograd.Function):
         native.weights(scores, mass, mask, stretch, weights)
         gradient = torch.where(weights == 0, 0, slope * weights) if follows else weights
         return gradient.to(own), None
-
-
-def _savable(tensor: Tensor | None) -> Tensor | None:
-    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
