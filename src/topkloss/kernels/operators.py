@@ -15,7 +15,7 @@ from torch import Tensor
 from topkloss.kernels import native, portable, rule
 from topkloss.losses import cross_entropy, illegal_target
 from topkloss.stretch import weighted_sum
-from topkloss.tensors import computing_dtype, values_are_readable
+from topkloss.tensors import computing_dtype, memory_is_readable
 
 
 def top_k_cross_entropy(
@@ -47,7 +47,7 @@ def top_k_cross_entropy(
     assert number is not None
     settings = (k is None, ignore_index, smoothing)
     value: Tensor
-    if use_native and values_are_readable(outputs) and torch._C._len_torch_dispatch_stack() == 0:
+    if use_native and memory_is_readable(outputs, targets, counts, mass):
         inplace = inplace and torch.is_grad_enabled() and outputs.requires_grad
         value = _Native.apply(outputs, targets, counts, mass, class_weight, float(number), *settings, inplace)
         return value
@@ -259,7 +259,7 @@ class _Native(torch.autograd.Function):
         outputs, targets, mass, class_weight, scores = ctx.saved_tensors  # raises where they were overwritten already
         weighing, smoothing, inplace = ctx.settings
         logits = _by_places(outputs)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not memory_is_readable(slope):
             by = torch.tensor(weighing, dtype=torch.float64, device="cpu")
             gradient = _backward(slope, logits, targets, mass, class_weight, scores, by, smoothing, True)
             return _like_outputs(gradient, outputs), *(None,) * 9

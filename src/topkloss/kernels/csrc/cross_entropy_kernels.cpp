@@ -473,6 +473,16 @@ void differentiate_planes(Planes<Real> from, Planes<Real> scratch, Planes<Real> 
   }
 }
 
+// What an element weighs by the rule; 0 where it does not count, whose score is -inf.
+template <typename Real>
+inline Real weight_of(const topkloss_rule &rule, Real score, int64_t element) {
+  const auto threshold = static_cast<Real>(rule.threshold);
+  const double share = score > threshold ? 1.0 : (score == threshold ? rule.part : 0.0);
+  if (score == -__builtin_inf() || (share == 0.0 && threshold == threshold)) return 0;
+  const double mass = rule.mass == nullptr ? 1.0 : rule.mass[element];
+  return static_cast<Real>(threshold == threshold ? rule.scale * share * mass : __builtin_nan(""));
+}
+
 // The weights of a run of elements, where mass is 1 each and the threshold a number.
 template <typename Real>
 void weigh_plainly(const topkloss_rule &rule, const Real *scores, int size, Real *weight) {

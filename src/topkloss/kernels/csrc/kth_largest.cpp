@@ -376,9 +376,7 @@ bool by_pivots(const topkloss_line &line, double need, Found<Score> &found) {
 template <typename Score>
 void answer(const topkloss_line &line, double need, double out[3]) {
   Found<Score> found{-std::numeric_limits<Score>::infinity(), 0, 0};
-  if (line.n == 0) {
-    // nothing
-  } else if (line.n <= SMALL && line.mass == nullptr) {
+  if (line.n > 0 && line.n <= SMALL && line.mass == nullptr) {
     Score copy[SMALL];
     found = among(scores_of(line, 0, static_cast<int32_t>(line.n), copy), line.n, need);
   } else if (line.n <= SMALL || !by_pivots(line, need, found)) {
