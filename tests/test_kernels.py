@@ -173,6 +173,20 @@ def test_no_less_exact_than_torch(dtype: torch.dtype, shape: Any, scale: float) 
     assert_no_less_exact(ours, theirs, slope, dtype)
 
 
+@built
+@pytest.mark.parametrize("seed", range(20))
+def test_ties_are_no_less_exact_than_torch(seed: int) -> None:
+    """Equal small terms round the same way: added one by one to a large sum their errors pile up."""
+    levels = torch.tensor([-2.0, 0.0, 1.0, 30.0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    outputs = levels[torch.randint(4, (80, 33), generator=generator)].requires_grad_()
+    targets = torch.randint(33, (80,), generator=generator)
+    _, slope = in_long_double(outputs.detach(), targets)
+    (theirs,) = torch.autograd.grad(F.cross_entropy(outputs, targets), outputs)
+    _, ours = value_and_gradient(outputs.detach(), targets, fraction=1, backend="native")
+    assert_no_less_exact(ours, theirs, slope, torch.float64)
+
+
 def scores_of(outputs: Tensor, targets: Tensor) -> Tensor:
     """What the native kernel ranks by."""
     places = outputs.t().unsqueeze(0) if outputs.dim() == 2 else outputs
@@ -638,3 +652,14 @@ def test_a_criterion_says_which_kernel_it_wants() -> None:
     criterion = AverageTopKCrossEntropyLoss(fraction=0.5, backend="torch", nan_policy="omit")
     plain = AverageTopKCrossEntropyLoss(fraction=0.5, backend="torch")
     torch.testing.assert_close(criterion(outputs, targets), plain(outputs, targets))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_many_slopes_at_once_are_those_of_each(backend: str) -> None:
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(6, 4, requires_grad=True), torch.randint(4, (6,))
+    value = average_top_k_cross_entropy(outputs, targets, fraction=0.5, backend=backend)
+    (gradient,) = torch.autograd.grad(value, outputs, retain_graph=True)
+    slopes = torch.tensor([1.0, 0.0, -2.0])
+    (batched,) = torch.autograd.grad(value, outputs, slopes, is_grads_batched=True)
+    torch.testing.assert_close(batched, slopes.view(3, 1, 1) * gradient)
