@@ -655,7 +655,7 @@ def test_a_criterion_says_which_kernel_it_wants() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_of_many_slopes_at_once_are_those_of_each(backend: str) -> None:
+def test_gradients_of_many_slopes_at_once_are_those_of_each(backend: Any) -> None:
     torch.manual_seed(0)
     outputs, targets = torch.randn(6, 4, requires_grad=True), torch.randint(4, (6,))
     value = average_top_k_cross_entropy(outputs, targets, fraction=0.5, backend=backend)
