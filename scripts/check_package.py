@@ -185,7 +185,9 @@ def check_editable(sdist: Path, programs: Path, folder: Path) -> None:
     checkout = only(sources, "*")
     install(programs, folder, "--editable", checkout)
     check_kernels(programs, folder, native=True)
-    where = run(programs / "python", "-c", "import topkloss; print(topkloss.__file__)", cwd=folder).strip()
+    where = run(
+        programs / "python", "-W", "ignore", "-c", "import topkloss; print(topkloss.__file__)", cwd=folder
+    ).strip()
     require(Path(where).is_relative_to(checkout.resolve()), f"it must be imported from {checkout}; it is from {where}")
 
     with (checkout / CSRC / "parallel.cpp").open("a") as file:
