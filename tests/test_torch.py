@@ -221,7 +221,7 @@ def test_no_gradient_flows_through_scores_or_masses() -> None:
 DIFFERENTIABLE = [name for name in AGGREGATES if not name.startswith("topk_")]
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:FutureWarning")  # torch's own forward mode loads it
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward mode loads it
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_many_slopes_at_once_and_forward_mode_are_the_gradient(name: str) -> None:
     torch.manual_seed(0)
