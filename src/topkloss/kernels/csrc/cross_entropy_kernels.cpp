@@ -276,81 +276,70 @@ Planes<Real> planes_of(const Place<T> &at, Real *scratch) {
   return {scratch, pitch_of_scratch()};
 }
 
-template <typename T, typename Real>
-void score_tile(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Real *scores, Real *losses,
-                topkloss_found &found) {
-  Sums<Real> sums;
-  alignas(64) Real score[TILE];
-  const int size = whole<Real>(at.size);
-  take_targets<Real>(at, sums.target, found);
-  const Planes<Real> planes = planes_of(at, scratch);
-  sum_up<false>(planes, at.of.classes, size, sums, planes);
-  Ints<Real> nan{};
-  for (int p = 0; p < size; p += LANES<Real>) {
-    const auto target = load_vector<Ints<Real>>(sums.target + p);
-    const auto below = load_vector<Reals<Real>>(sums.below + p), rest = load_vector<Reals<Real>>(sums.rest + p);
-    const auto now = score_of<Real>(below, rest, load_vector<Reals<Real>>(sums.own + p));
-    nan |= (now != now) & (target >= 0);
-    store_vector(score + p, target < 0 ? Reals<Real>{} - static_cast<Real>(__builtin_inf()) : now);
-  }
-  for (int i = 0; i < LANES<Real>; ++i) found.nan |= nan[i] != 0;
-  memcpy(scores, score, at.size * sizeof(Real));
-  if (losses == nullptr) return;
-  alignas(64) Real drop[TILE];
-  sum_drops(planes, at.of.classes, at.size, by, sums.most, drop);
-  for (int p = 0; p < at.size; ++p) {
-    const bool counts = sums.target[p] >= 0;
-    const int64_t target = counts ? sums.target[p] : 0;
-    const Real loss = smoothed(by, at.of.smoothing, score[p], sums.below[p], drop[p], target);
-    losses[p] = counts ? loss : Real{0};
-    found.nan |= counts & (loss != loss);
-  }
-}
-
 // One row of many classes: the same sums.
 template <typename Real>
 struct RowSums {
   Real most, rest, own, below;
 };
 
+// Lane i of a vector holds i.
+template <typename Real>
+inline Ints<Real> lane_numbers() {
+  Ints<Real> lane{};
+  for (int i = 0; i < LANES<Real>; ++i) lane[i] = i;
+  return lane;
+}
+
+// The largest of a row, of a vector at least. Two maxima side by side: one would wait for itself.
 template <typename Real>
 Real most_of(const Real *x, int64_t classes) {
-  Real most = x[0];
-#pragma omp simd reduction(max : most)
-  for (int64_t c = 0; c < classes; ++c) most = x[c] > most ? x[c] : most;
+  auto even = load_vector<Reals<Real>>(x), odd = load_vector<Reals<Real>>(x + classes - LANES<Real>);
+  int64_t c = 0;
+  for (; c + 2 * LANES<Real> <= classes; c += 2 * LANES<Real>) {
+    const auto one = load_vector<Reals<Real>>(x + c), other = load_vector<Reals<Real>>(x + c + LANES<Real>);
+    even = one > even ? one : even;
+    odd = other > odd ? other : odd;
+  }
+  if (c + LANES<Real> <= classes) {
+    const auto one = load_vector<Reals<Real>>(x + c);
+    even = one > even ? one : even;
+  }
+  const auto both = even > odd ? even : odd;
+  Real most = both[0];
+  for (int i = 1; i < LANES<Real>; ++i) most = both[i] > most ? both[i] : most;
   return most;
 }
 
-// The sum of exp(x - most) over [first, last).
+// The sum of exp(x - most) over all classes of a row but the target; writes each to `out` where that is wanted, which
+// may be the row. The next row is asked for meanwhile: the processor foresees nothing beyond a page.
 template <bool WRITES, typename Real>
-Real sum_powers(const Real *x, int64_t first, int64_t last, Real most, Real *out) {
-  constexpr int64_t lanes = LANES<Real>;
+Real sum_rivals(const Real *x, int64_t classes, int64_t target, Real most, Real *out) {
+  const int64_t whole = classes / LANES<Real> * LANES<Real>, last = classes - LANES<Real>;
+  const auto end = load_vector<Reals<Real>>(x + last);  // of a whole vector, some of which is summed already
+  auto to_target = static_cast<Int<Real>>(target) - lane_numbers<Real>();
   Reals<Real> sums{};
-  int64_t c = first;
-  for (; c + lanes <= last; c += lanes) {
+  for (int64_t c = 0; c < whole; c += LANES<Real>) {
+    __builtin_prefetch(x + classes + c);
     const auto power = exp_of(load_vector<Reals<Real>>(x + c) - most);
-    sums += power;
+    sums += to_target == 0 ? Reals<Real>{} : power;
+    to_target -= LANES<Real>;
     if (WRITES) store_vector(out + c, power);
   }
-  if (c < last) {
-    Reals<Real> some{};
-    for (int64_t i = 0; i < last - c; ++i) some[i] = x[c + i] - most;
-    const auto power = exp_of(some);
-    for (int64_t i = 0; i < last - c; ++i) {
-      sums[i] += power[i];
-      if (WRITES) out[c + i] = power[i];
-    }
+  if (whole < classes) {
+    const auto power = exp_of(end - most);
+    const auto place = lane_numbers<Real>() + static_cast<Int<Real>>(last);
+    sums += (place < static_cast<Int<Real>>(whole)) | (place == static_cast<Int<Real>>(target)) ? Reals<Real>{} : power;
+    if (WRITES) store_vector(out + last, power);
   }
   Real sum = 0;
-  for (int i = 0; i < lanes; ++i) sum += sums[i];
+  for (int i = 0; i < LANES<Real>; ++i) sum += sums[i];
   return sum;
 }
 
 template <bool WRITES, typename Real>
 RowSums<Real> sum_up_row(const Real *x, int64_t classes, int64_t target, Real *out) {
   const Real most = most_of(x, classes), below = most - x[target];
-  const Real before = sum_powers<WRITES>(x, 0, target, most, out);
-  const Real rest = before + sum_powers<WRITES>(x, target + 1, classes, most, out);
+  const Real rest = sum_rivals<WRITES>(x, classes, target, most, out);
   return {most, rest, exp_of(Reals<Real>{} - below)[0], below};
 }
 
@@ -363,35 +352,60 @@ const Real *row_of(const T *logits, int64_t classes, Real *scratch) {
   return scratch;
 }
 
-template <typename T, typename Real>
-void score_rows(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Real *scores, Real *losses,
-                topkloss_found &found) {
-  alignas(64) Int<Real> target[TILE];
-  take_targets<Real>(at, target, found);
-  const int64_t classes = at.of.classes;
-  for (int p = 0; p < at.size; ++p) {
-    Real score = -static_cast<Real>(__builtin_inf()), loss = 0;
-    if (target[p] >= 0) {
-      const Real *const x = row_of(at.logits + p * at.of.place_stride, classes, scratch);
-      const RowSums<Real> sums = sum_up_row<false>(x, classes, target[p], static_cast<Real *>(nullptr));
-      score = score_of<Real>(Reals<Real>{} + sums.below, Reals<Real>{} + sums.rest, Reals<Real>{} + sums.own)[0];
-      if (losses != nullptr) {
-        Real drop = 0;
-        for (int64_t c = 0; c < classes; ++c) drop += by.of_class(c) * (sums.most - x[c]);
-        loss = smoothed(by, at.of.smoothing, score, sums.below, drop, target[p]);
-      }
-      found.nan |= score != score || loss != loss;
-    }
-    scores[p] = score;
-    if (losses != nullptr) losses[p] = loss;
-  }
-}
-
 // Whether each element is a row that is computed by itself.
 inline bool has_long_rows(const topkloss_logits &of) { return of.class_stride == 1 && of.classes >= LONG_ROW; }
 
 inline int64_t scratch_of(const topkloss_logits &of) {
   return has_long_rows(of) ? of.classes : of.classes * pitch_of_scratch();
+}
+
+// The same of a tile whose elements are such rows; with smoothing also what `sum_drops` sums.
+template <typename T, typename Real>
+void sum_up_rows(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Sums<Real> &sums, Real *drop) {
+  const int64_t classes = at.of.classes;
+  for (int p = 0; p < whole<Real>(at.size); ++p) {
+    RowSums<Real> row{0, 0, 1, 0};
+    if (sums.target[p] >= 0) {
+      const Real *const x = row_of(at.logits + p * at.of.place_stride, classes, scratch);
+      row = sum_up_row<false>(x, classes, sums.target[p], static_cast<Real *>(nullptr));
+      if (drop != nullptr) sum_drops(Planes<Real>{const_cast<Real *>(x), 1}, classes, 1, by, &row.most, drop + p);
+    }
+    sums.rest[p] = row.rest;
+    sums.own[p] = row.own;
+    sums.below[p] = row.below;
+  }
+}
+
+template <typename T, typename Real>
+void score_tile(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Real *scores, Real *losses,
+                topkloss_found &found) {
+  Sums<Real> sums;
+  alignas(64) Real score[TILE], drop[TILE];
+  take_targets<Real>(at, sums.target, found);
+  if (has_long_rows(at.of)) {
+    sum_up_rows(at, scratch, by, sums, losses == nullptr ? nullptr : drop);
+  } else {
+    const Planes<Real> planes = planes_of(at, scratch);
+    sum_up<false>(planes, at.of.classes, whole<Real>(at.size), sums, planes);
+    if (losses != nullptr) sum_drops(planes, at.of.classes, at.size, by, sums.most, drop);
+  }
+  Ints<Real> nan{};
+  for (int p = 0; p < at.size; p += LANES<Real>) {
+    const auto target = load_vector<Ints<Real>>(sums.target + p);
+    const auto below = load_vector<Reals<Real>>(sums.below + p), rest = load_vector<Reals<Real>>(sums.rest + p);
+    const auto now = score_of<Real>(below, rest, load_vector<Reals<Real>>(sums.own + p));
+    nan |= (now != now) & (target >= 0);
+    store_vector(score + p, target < 0 ? Reals<Real>{} - static_cast<Real>(__builtin_inf()) : now);
+  }
+  for (int i = 0; i < LANES<Real>; ++i) found.nan |= nan[i] != 0;
+  memcpy(scores, score, at.size * sizeof(Real));
+  for (int p = 0; losses != nullptr && p < at.size; ++p) {
+    const bool counts = sums.target[p] >= 0;
+    const int64_t target = counts ? sums.target[p] : 0;
+    const Real loss = counts ? smoothed(by, at.of.smoothing, score[p], sums.below[p], drop[p], target) : Real{0};
+    losses[p] = loss;
+    found.nan |= loss != loss;
+  }
 }
 
 template <typename T>
@@ -404,11 +418,7 @@ void scores_of(const topkloss_logits &of, int64_t first, int64_t last, void *sco
     const auto at = Place<T>::at(of, first, last, TILE);
     Real *const to = static_cast<Real *>(scores) + at.element;
     Real *const smoothed_to = losses == nullptr ? nullptr : static_cast<Real *>(losses) + at.element;
-    if (has_long_rows(of)) {
-      score_rows(at, scratch.numbers, by, to, smoothed_to, found);
-    } else {
-      score_tile(at, scratch.numbers, by, to, smoothed_to, found);
-    }
+    score_tile(at, scratch.numbers, by, to, smoothed_to, found);
     first += at.size;
   }
 }
