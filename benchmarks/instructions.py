@@ -35,8 +35,6 @@ class Logits(ctypes.Structure):
     _fields_ = [("logits", c_void_p), *((str(i), c_int64) for i in range(7)), ("targets", c_void_p),
                 ("counts", c_void_p), ("ignore", c_int64), ("weight", c_void_p), ("smoothing", c_double),
                 ("threads", c_int64)]
-class Rule(ctypes.Structure):
-    _fields_ = [("mass", c_void_p), ("threshold", c_double), ("part", c_double), ("scale", c_double)]
 class Line(ctypes.Structure):
     _fields_ = [("scores", c_void_p), ("type", c_int64), ("counts", c_void_p), ("mass", c_void_p),
                 ("mass_type", c_int64), ("n", c_int64), ("threads", c_int64)]
@@ -51,9 +49,9 @@ library.topkloss_cross_entropy(byref(of), byref(scores), None, byref(found))
 line = Line(addressof(scores), 0, None, None, 0, n, 1)
 library.topkloss_kth_largest(byref(line), c_double(0.3 * n), byref(out))
 part, scale = (0.3 * n - out[1]) / out[2], 1 / (0.3 * n)
-rule, stretch = Rule(None, out[0], part, scale), (c_double * 5)(float("inf"), 1, out[0], part, scale)
+stretch = (c_double * 5)(out[0], part, scale, float("inf"), 1)
 value = library.topkloss_weighted_sum(byref(line), byref(stretch), c_int64(0), byref(scores))
-library.topkloss_cross_entropy_gradient(byref(of), byref(scores), byref(rule), byref(gradient))
+library.topkloss_cross_entropy_gradient(byref(of), byref(line), byref(stretch), byref(gradient))
 print(library.topkloss_vectors().decode(), value)
 """
 

@@ -185,8 +185,8 @@ def in_kept_buffer(problem: Problem, fraction: float) -> Callable[[Tensor], None
         logits = operators._by_places(logits)
         settings = (None, None, None, asked, True, IGNORED, 0.0, True)
         _, scores, rule = torch.ops.topkloss.top_k_cross_entropy(logits, targets, *settings)
-        by = tuple(rule.tolist())
-        native.gradient(logits, targets, scores, class_weight=None, smoothing=0.0, mass=None, rule=by, out=kept)
+        stretch = native.Stretch(*rule.tolist())
+        native.gradient(logits, targets, native.line(scores), stretch, class_weight=None, smoothing=0.0, out=kept)
 
     return step
 

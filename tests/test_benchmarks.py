@@ -123,9 +123,9 @@ def test_the_kept_buffer_holds_the_gradient(monkeypatch: pytest.MonkeyPatch) -> 
     given: list[torch.Tensor] = []
     find = native.gradient
 
-    def watched(*tensors: torch.Tensor, out: torch.Tensor, **more: Any) -> None:
+    def watched(*of: Any, out: torch.Tensor, **more: Any) -> None:
         given.append(out)
-        find(*tensors, out=out, **more)
+        find(*of, out=out, **more)
 
     monkeypatch.setattr(native, "gradient", watched)
     step = providers.in_kept_buffer(problem, 0.3)

@@ -280,7 +280,7 @@ def test_the_kth_largest_of_any_distribution(n: int, dtype: torch.dtype, threads
         for share, number in itertools.product([1e-9, 0.003, 0.1, 0.5, 0.9, 1.0], [1, 3]):
             threads(number)
             k = max(1, round(share * n))
-            found = native.kth_largest(scores, None, k)
+            found = native.kth_largest(native.line(scores), k)
             expected = ordered[k - 1]
             assert found[0] == expected, (name, k)
             assert found[1] == (scores > expected).sum()
@@ -304,26 +304,27 @@ def test_what_counts_on_a_line_and_what_a_stretch_of_it_weighs(
         held = torch.ones(n, dtype=torch.float64) if mass is None else mass.double()
         held = held if counts is None else held * counts
         poisoned = scores.masked_fill(held == 0, math.nan)
-        total, nan, wrong = native.count(poisoned, mass, counts)
+        line = native.line(poisoned, mass, counts)
+        total, nan, wrong = native.count(line)
         assert (total, nan, wrong) == (float(held.sum()), False, -1), name
         if total == 0:
             continue
-        end, start = (native.kth_largest(poisoned, mass, share * total, counts)[0] for share in (0.7, 0.2))
+        end, start = (native.kth_largest(line, share * total)[0] for share in (0.7, 0.2))
         ordered, order = scores.masked_fill(held == 0, -math.inf).sort(descending=True)
         assert end == ordered[(held[order].cumsum(0) < 0.7 * total).sum()], name
         above = (held > 0) & (scores > end)
         lowest = float(scores[above].min()) if above.any() else math.inf
-        assert native.above(poisoned, mass, counts, end) == (float(held[above].sum()), lowest)
+        assert native.above(line, end) == (float(held[above].sum()), lowest)
         before = (scores > end) + 0.25 * (scores == end)
         behind = (scores < start) + 0.75 * (scores == start)
         stretch = native.Stretch(end, 0.25, 0.3, start, 0.75)
         for dtype in DTYPES[:2]:
             expected = (0.3 * torch.minimum(before.double(), behind.double()) * held).to(dtype)
             weights = torch.empty(n, dtype=dtype)
-            native.weights(poisoned, mass, counts, stretch, weights)
+            native.weights(line, stretch, weights)
             torch.testing.assert_close(weights, expected)
             losses = torch.rand(n, dtype=dtype, generator=generator).masked_fill(expected == 0, math.nan)
-            value = native.weighted_sum(poisoned, mass, counts, stretch, losses)
+            value = native.weighted_sum(line, stretch, losses)
             assert value == pytest.approx(float((expected.double() * losses.nan_to_num().double()).sum()), rel=1e-6)
 
 
@@ -334,9 +335,9 @@ def test_a_mass_that_is_none_is_found_where_it_counts() -> None:
         mass = torch.ones(100_000)
         mass[[70_000, 90_000]] = bad
         counts[70_000] = True
-        assert native.count(scores, mass, counts)[2] == 70_000
+        assert native.count(native.line(scores, mass, counts))[2] == 70_000
         counts[70_000] = False
-        assert native.count(scores, mass, counts)[2] == 90_000
+        assert native.count(native.line(scores, mass, counts))[2] == 90_000
 
 
 @built
@@ -353,7 +354,7 @@ def test_the_kth_largest_by_mass(n: int, number: int, threads: Callable[[int], N
         for share in (1e-9, 0.1, 0.5, 1.0):
             need = share * float(mass.sum())
             expected = ordered[(reached < need).sum()]
-            found = native.kth_largest(scores, mass, need)
+            found = native.kth_largest(native.line(scores, mass), need)
             assert found[0] == expected, (name, share)
             assert found[1] == mass[scores > expected].sum()
             assert found[2] == mass[scores == expected].sum()
@@ -370,7 +371,7 @@ def test_pivots_that_miss_are_made_good() -> None:
     scores = torch.rand(n, generator=torch.Generator().manual_seed(0)) + 1
     scores[seen] = 0.0
     for k in (1, 1000, n // 2, n - 10):
-        assert native.kth_largest(scores, None, k)[0] == scores.sort(descending=True).values[k - 1]
+        assert native.kth_largest(native.line(scores), k)[0] == scores.sort(descending=True).values[k - 1]
 
 
 @built
@@ -620,7 +621,8 @@ def test_the_rule_in_numbers_is_the_one_in_tensors(asked: float, is_fraction: bo
             for poisoned in (False, True):
                 tensors = (torch.tensor(total, dtype=torch.float64), torch.tensor(poisoned))
                 expected = rule.in_tensors(scores, mass, *tensors, asked, is_fraction)
-                answer = torch.tensor(rule.in_numbers(scores, mass, total, poisoned, asked, is_fraction))
+                line = native.line(scores, mass)
+                answer = torch.tensor(rule.in_numbers(line, total, poisoned, asked, is_fraction))
                 torch.testing.assert_close(answer.double()[[0, 2]], expected[[0, 2]], rtol=1e-6, atol=0, equal_nan=True)
                 if not poisoned:
                     torch.testing.assert_close(answer.double()[1], expected[1], rtol=1e-6, atol=0, equal_nan=True)

@@ -110,6 +110,9 @@ def all_ties_whole(counted: Counted, end: Cut, start: Cut | None = None) -> Tens
 
 def whole_numbers_of_elements(counted: Counted | Line, wanted: Scalar) -> Cut:
     """`k` counts elements, whatever their mass."""
+    if isinstance(counted, Line):
+        scores, _, mask = counted.memory.tensors
+        return right_cut(counted._replace(memory=native.line(scores, None, mask)), wanted)
     return right_cut(counted._replace(mass=None), wanted)
 
 
@@ -247,32 +250,33 @@ def all_at_the_threshold_whole(rule: Tensor, scores: Tensor, mass: Tensor | None
     return right_weights_by(torch.stack([rule[0], torch.ones_like(rule[1]), rule[2]]), scores, mass)
 
 
-def one_too_far(scores: Tensor, mass: Tensor | None, need: float, counts: Any = None) -> tuple[float, float, float]:
-    return right_native_kth(scores, mass, need + 1, counts)
+def one_too_far(line: native.Line, need: float) -> tuple[float, float, float]:
+    return right_native_kth(line, need + 1)
 
 
-def all_that_counts(*tensors: Tensor, rule: Any, **given: Any) -> None:
-    right_native_gradient(*tensors, rule=(-1.0, *rule[1:]), **given)
+def all_that_counts(logits: Tensor, targets: Tensor, line: native.Line, by: native.Stretch, **given: Any) -> None:
+    right_native_gradient(logits, targets, line, by._replace(end=-1.0), **given)
 
 
-def without_the_tied(scores: Tensor, mass: Any, counts: Any, by: native.Stretch, losses: Tensor) -> float:
-    return right_native_sum(scores, mass, counts, by._replace(end_part=0.0), losses)
+def without_the_tied(line: native.Line, by: native.Stretch, losses: Tensor) -> float:
+    return right_native_sum(line, by._replace(end_part=0.0), losses)
 
 
-def all_of_the_tied(scores: Tensor, mass: Any, counts: Any, by: native.Stretch, out: Tensor) -> None:
-    right_native_weights(scores, mass, counts, by._replace(end_part=1.0), out)
+def all_of_the_tied(line: native.Line, by: native.Stretch, out: Tensor) -> None:
+    right_native_weights(line, by._replace(end_part=1.0), out)
 
 
-def from_the_largest_on(scores: Tensor, mass: Any, counts: Any, by: native.Stretch, losses: Tensor) -> float:
-    return right_native_sum(scores, mass, counts, by._replace(start=math.inf, start_part=1.0), losses)
+def from_the_largest_on(line: native.Line, by: native.Stretch, losses: Tensor) -> float:
+    return right_native_sum(line, by._replace(start=math.inf, start_part=1.0), losses)
 
 
-def whatever_the_mask(scores: Tensor, mass: Tensor | None, counts: Tensor | None, *rest: Any) -> Any:
-    return right_native_sum(scores, mass, None, *rest)
+def whatever_the_mask(line: native.Line, by: native.Stretch, losses: Tensor) -> float:
+    scores, mass, _ = line.tensors
+    return right_native_sum(native.line(scores, mass), by, losses)
 
 
-def blind_to_nan(*line: Any) -> tuple[float, bool, int]:
-    mass, _, wrong = right_native_count(*line)
+def blind_to_nan(line: native.Line) -> tuple[float, bool, int]:
+    mass, _, wrong = right_native_count(line)
     return mass, False, wrong
 
 

@@ -52,22 +52,25 @@ class Counted(NamedTuple):
 class Line(NamedTuple):
     """The same where the native kernels serve: the inputs as they are, and what one look at them told, in numbers."""
 
-    scores: Tensor  # float32 or float64, contiguous, as are mask and mass; anything where not counted
-    mask: Tensor | None  # None = all true
-    mass: Tensor | None  # float32 or float64; where it is 0, or the mask false, nothing counts; None = 1 each
+    memory: native.Line  # scores, mass and mask; anything where not counted
     total: float  # the counted mass S; 0 where poisoned
     poisoned: bool
     omitted: int
     dtype: torch.dtype  # of weights and value
 
+    @property
+    def scores(self) -> Tensor:
+        """What is ranked by."""
+        return self.memory.tensors[0]
+
     def in_tensors(self) -> Counted:
         """As `count` returns it."""
-        mask, mass, scores = self.mask, self.mass, self.scores
+        scores, mass, mask = self.memory.tensors
         if mass is not None:
             mask = mass > 0 if mask is None else mask & (mass > 0)
             mass = mass.double().masked_fill(~mask, 0)
         scores = scores if mask is None else _uncounted_last(scores, mask)
-        total, poisoned, omitted = (torch.tensor(number, device="cpu") for number in self[3:6])
+        total, poisoned, omitted = (torch.tensor(number, device="cpu") for number in self[1:4])
         return Counted(scores, mask, mass, total.double(), None, poisoned, omitted, self.dtype)
 
 
@@ -92,7 +95,8 @@ def line(
     mask = None if mask is None else dense(mask, torch.bool)
     own = torch.float32 if sample_weight is not None and sample_weight.dtype == torch.float32 else torch.float64
     mass = None if sample_weight is None else dense(sample_weight, own)
-    total, poisoned, wrong = native.count(ranked, mass, mask)
+    memory = native.line(ranked, mass, mask)
+    total, poisoned, wrong = native.count(memory)
     if wrong >= 0:
         assert mass is not None
         raise _unusable(mass.view(-1)[wrong])
@@ -102,17 +106,20 @@ def line(
         counts = torch.ones_like(nan) if mask is None else mask
         omitted = int((nan & counts if mass is None else nan & counts & (mass > 0)).sum())
         mask = counts & ~nan
-        total, poisoned, _ = native.count(ranked, mass, mask)
+        memory = native.line(ranked, mass, mask)
+        total, poisoned, _ = native.count(memory)
     elif scores is not None:
-        poisoned = poisoned or native.count(dense(losses), mass, mask)[1]
+        poisoned = poisoned or native.count(native.line(dense(losses), mass, mask))[1]
     poisoned = poisoned or total == math.inf
     _raise_if(nan_policy == "raise" and poisoned)
-    return Line(ranked, mask, mass, 0.0 if poisoned else total, poisoned, omitted, computing_dtype(losses))
+    return Line(memory, 0.0 if poisoned else total, poisoned, omitted, computing_dtype(losses))
 
 
 def dense(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """As a kernel reads it: contiguous, and in the type that is computed in unless another is given."""
-    tensor, dtype = tensor.detach(), dtype or computing_dtype(tensor)
+    dtype = dtype or computing_dtype(tensor)
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
     return tensor.resolve_neg().contiguous()

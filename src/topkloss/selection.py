@@ -266,7 +266,7 @@ def weights_above(
 
 def _weights_above(counted: Line, threshold: float, floor: float) -> tuple[Weights, Scalar]:
     """The same of a line, on which one of the two holds the other."""
-    mass, lowest = native.above(counted.scores, counted.mass, counted.mask, threshold)
+    mass, lowest = native.above(counted.memory, threshold)
     if floor > mass or counted.poisoned:
         return largest(counted, floor)
     end = Cut(lowest if mass > 0 else -math.inf, above=0.0, tied=mass, part=1.0)

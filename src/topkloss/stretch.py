@@ -68,10 +68,10 @@ def cut(counted: Counted | Line, wanted: Scalar) -> Cut:
     above: Scalar
     tied: Scalar
     if isinstance(counted, Line):
-        need = float(needed(wanted, counted.mass))
+        need = float(needed(wanted, counted.memory.tensors[1]))
         score, above, tied = -math.inf, 0.0, 0.0
         if need > 0:
-            score, above, tied = native.kth_largest(counted.scores, counted.mass, need, counted.mask)
+            score, above, tied = native.kth_largest(counted.memory, need)
     else:
         assert isinstance(wanted, Tensor)
         score, above, tied = kth_largest(counted.scores, counted.mass, wanted)
@@ -83,7 +83,7 @@ def cut(counted: Counted | Line, wanted: Scalar) -> Cut:
 def above(counted: Counted | Line, score: float) -> Scalar:
     """The counted mass whose score is larger."""
     if isinstance(counted, Line):
-        return native.above(counted.scores, counted.mass, counted.mask, score)[0]
+        return native.above(counted.memory, score)[0]
     return counted.mass_of(counted.scores > score)
 
 
@@ -151,7 +151,7 @@ def in_full(weights: Weights) -> Tensor:
         return weights
     line, stretch = weights
     out = torch.empty_like(line.scores, dtype=line.dtype)
-    native.weights(line.scores, line.mass, line.mask, stretch, out)
+    native.weights(line.memory, stretch, out)
     return out
 
 
@@ -173,22 +173,22 @@ class _Average(torch.autograd.Function):
     def forward(ctx: Any, losses: Tensor, weights: Weighing) -> Tensor:
         line, stretch = weights
         if ctx.needs_input_grad[0]:
-            kept = (line.scores, line.mask, line.mass)
+            kept = line.memory.tensors
             ctx.save_for_backward(
                 *(each.clone() if each is not None and each.is_inference() else each for each in kept)
             )
             ctx.stretch, ctx.dtypes = stretch, (line.dtype, losses.dtype)
-        value = native.weighted_sum(line.scores, line.mass, line.mask, stretch, dense(losses, line.dtype))
+        value = native.weighted_sum(line.memory, stretch, dense(losses, line.dtype))
         return torch.scalar_tensor(value, dtype=line.dtype, device="cpu")
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        scores, mask, mass = ctx.saved_tensors
+        line = native.line(*ctx.saved_tensors)
         stretch, (dtype, own) = ctx.stretch, ctx.dtypes
         follows = torch.is_grad_enabled() or not memory_is_readable(slope)
         if not follows:
             stretch = stretch._replace(scale=stretch.scale * slope.item())
-        weights = torch.empty_like(scores, dtype=dtype)
-        native.weights(scores, mass, mask, stretch, weights)
+        weights = torch.empty_like(line.tensors[0], dtype=dtype)
+        native.weights(line, stretch, weights)
         gradient = torch.where(weights == 0, 0, slope * weights) if follows else weights
         return gradient.to(own), None

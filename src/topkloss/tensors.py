@@ -16,8 +16,8 @@ Scalar = float | Tensor
 def values_are_readable(tensor: Tensor) -> bool:
     """Whether Python may look at values here without waiting for a device or breaking a trace."""
     return (
-        tensor.device.type == "cpu"
-        and type(tensor) in (Tensor, torch.nn.Parameter)
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.is_cpu
         and not torch._C._are_functorch_transforms_active()
         and not torch.compiler.is_compiling()
     )

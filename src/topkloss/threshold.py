@@ -79,7 +79,7 @@ def _natively(scores: Tensor, mass: Tensor | None, need: float) -> KthLargest:
     if not need > 0 or scores.numel() == 0:
         return _kth(scores.new_tensor(-torch.inf), 0, 0)
     mass = None if mass is None else mass.contiguous()
-    score, above, tied = native.kth_largest(scores.contiguous(), mass, need)
+    score, above, tied = native.kth_largest(native.line(scores.contiguous(), mass), need)
     return _kth(scores.new_tensor(score), above, tied)
 
 

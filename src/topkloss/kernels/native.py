@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import math
-from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_void_p
 from typing import NamedTuple
 
 import torch
@@ -43,14 +43,8 @@ class Found(ctypes.Structure):
     _fields_ = (("counted", c_int64), ("nan", c_int64), ("illegal", c_int64))
 
 
-class Rule(ctypes.Structure):
-    """``topkloss_rule``."""
-
-    _fields_ = (("mass", c_void_p), ("threshold", c_double), ("part", c_double), ("scale", c_double))
-
-
 class Line(ctypes.Structure):
-    """``topkloss_line``."""
+    """``topkloss_line``: elements side by side. What counts has a mass above 0 and, with a mask, a true one."""
 
     _fields_ = (
         ("scores", c_void_p),
@@ -62,6 +56,8 @@ class Line(ctypes.Structure):
         ("threads", c_int64),
     )
 
+    tensors: tuple[Tensor, Tensor | None, Tensor | None]  # what the pointers point to
+
 
 class OnLine(ctypes.Structure):
     """``topkloss_counted``."""
@@ -72,7 +68,7 @@ class OnLine(ctypes.Structure):
 class Bounds(ctypes.Structure):
     """``topkloss_stretch``."""
 
-    _fields_ = tuple((name, c_double) for name in ("start", "start_part", "end", "end_part", "scale"))
+    _fields_ = tuple((name, c_double) for name in ("end", "end_part", "scale", "start", "start_part"))
 
 
 class Scored(NamedTuple):
@@ -120,7 +116,8 @@ def _open() -> Library | None:
     functions.topkloss_shares_openmp.restype = c_int
     functions.topkloss_cross_entropy.argtypes = (POINTER(Logits), c_void_p, c_void_p, POINTER(Found))
     functions.topkloss_cross_entropy.restype = None
-    functions.topkloss_cross_entropy_gradient.argtypes = (POINTER(Logits), c_void_p, POINTER(Rule), c_void_p)
+    given = (POINTER(Logits), POINTER(Line), POINTER(Bounds), c_void_p)
+    functions.topkloss_cross_entropy_gradient.argtypes = given
     functions.topkloss_cross_entropy_gradient.restype = None
     functions.topkloss_count.argtypes = (POINTER(Line), POINTER(OnLine))
     functions.topkloss_count.restype = None
@@ -145,52 +142,60 @@ def is_available() -> bool:
     return SERVES
 
 
-def count(scores: Tensor, mass: Tensor | None, counts: Tensor | None) -> tuple[float, bool, int]:
-    """The counted mass, whether something counted is NaN, and the first place whose mass is none (-1 = nowhere).
+def line(scores: Tensor, mass: Tensor | None = None, counts: Tensor | None = None) -> Line:
+    """Tensors, as the kernels take them.
 
     Args:
         scores: float32 or float64, contiguous, as is all that stands beside them.
         mass: float32 or float64, shaped like them, 0 = not counted; None = 1 each.
         counts: Bool, shaped like them; None = all count.
     """
+    of = Line(
+        scores.data_ptr(),
+        TYPES[scores.dtype],
+        None if counts is None else counts.data_ptr(),
+        None if mass is None else mass.data_ptr(),
+        0 if mass is None else TYPES[mass.dtype],
+        scores.numel(),
+        torch.get_num_threads(),
+    )
+    of.tensors = (scores, mass, counts)
+    return of
+
+
+def count(line: Line) -> tuple[float, bool, int]:
+    """The counted mass, whether something counted is NaN, and the first place whose mass is none (-1 = nowhere)."""
     found = OnLine()
-    _functions().topkloss_count(_line(scores, mass, counts), found)
-    return found.mass, bool(found.nan), found.wrong
+    _functions().topkloss_count(line, found)
+    return found.mass, found.nan != 0, found.wrong
 
 
-def above(scores: Tensor, mass: Tensor | None, counts: Tensor | None, score: float) -> tuple[float, float]:
-    """The counted mass above a score, and the lowest score above it; inf where there is none. See `count`."""
+def above(line: Line, score: float) -> tuple[float, float]:
+    """The counted mass above a score, and the lowest score above it; inf where there is none."""
     out = (c_double * 2)()
-    _functions().topkloss_above(_line(scores, mass, counts), score, out)
+    _functions().topkloss_above(line, score, out)
     return out[0], out[1]
 
 
-def kth_largest(
-    scores: Tensor, mass: Tensor | None, need: float, counts: Tensor | None = None
-) -> tuple[float, float, float]:
-    """The largest score t such that what is >= t holds the needed mass, the mass above it, the mass at it.
+def kth_largest(line: Line, need: float) -> tuple[float, float, float]:
+    """The largest score t such that what is >= t holds the needed mass, more than 0; the mass above it, the mass at it.
 
     Where it is -inf and each mass is 1, the mass at it includes what does not count.
-
-    Args:
-        scores, mass, counts: See `count`.
-        need: Above 0.
     """
     out = (c_double * 3)()
-    _functions().topkloss_kth_largest(_line(scores, mass, counts), need, out)
+    _functions().topkloss_kth_largest(line, need, out)
     return out[0], out[1], out[2]
 
 
-def weights(scores: Tensor, mass: Tensor | None, counts: Tensor | None, stretch: Stretch, out: Tensor) -> None:
-    """Writes what each element weighs to `out`: float32 or float64, shaped like the scores, contiguous. See `count`."""
-    bounds = _bounds(stretch)
-    _functions().topkloss_weights(_line(scores, mass, counts), bounds, TYPES[out.dtype], out.data_ptr())
+def weights(line: Line, stretch: Stretch, out: Tensor) -> None:
+    """Writes what each element weighs to `out`: float32 or float64, shaped like the scores, contiguous."""
+    _functions().topkloss_weights(line, Bounds(*stretch), TYPES[out.dtype], out.data_ptr())
 
 
-def weighted_sum(scores: Tensor, mass: Tensor | None, counts: Tensor | None, stretch: Stretch, losses: Tensor) -> float:
-    """The sum of weights times losses: float32 or float64, shaped like the scores, contiguous. See `count`."""
-    line, bounds = _line(scores, mass, counts), _bounds(stretch)
-    answer: float = _functions().topkloss_weighted_sum(line, bounds, TYPES[losses.dtype], losses.data_ptr())
+def weighted_sum(line: Line, stretch: Stretch, losses: Tensor) -> float:
+    """The sum of weights times losses: float32 or float64, shaped like the scores, contiguous."""
+    given = (line, Bounds(*stretch), TYPES[losses.dtype], losses.data_ptr())
+    answer: float = _functions().topkloss_weighted_sum(*given)
     return answer
 
 
@@ -208,35 +213,30 @@ def cross_entropy(
     scores = torch.empty(targets.shape, dtype=computing_dtype(logits))
     losses = torch.empty_like(scores) if smoothing else scores
     found = Found()
-    _functions().topkloss_cross_entropy(
-        byref(of), scores.data_ptr(), losses.data_ptr() if smoothing else None, byref(found)
-    )
+    _functions().topkloss_cross_entropy(of, scores.data_ptr(), losses.data_ptr() if smoothing else None, found)
     return Scored(scores, losses, found.counted, bool(found.nan), found.illegal)
 
 
 def gradient(
     logits: Tensor,
     targets: Tensor,
-    scores: Tensor,
+    line: Line,
+    stretch: Stretch,
     *,
     class_weight: Tensor | None,
     smoothing: float,
-    mass: Tensor | None,
-    rule: tuple[float, float, float],
     out: Tensor,
 ) -> None:
     """Writes the gradient of `weighted_sum` in the logits to `out`, of their strides; it may be the logits themselves.
 
     Args:
         logits, targets, class_weight, smoothing: As `cross_entropy` took them.
-        scores: What it returned.
-        mass: float64, shaped like the targets; None = 1 each.
-        rule: Threshold, part, scale; see `topkloss.kernels.portable.weights_by`.
+        line: The scores that it returned, and their mass; without a mask.
+        stretch: What is averaged.
         out: Of the dtype, shape and strides of the logits.
     """
     of = _logits(logits, targets, None, 0, class_weight, smoothing)
-    weights = Rule(_pointer(mass), *rule)
-    _functions().topkloss_cross_entropy_gradient(byref(of), scores.data_ptr(), byref(weights), out.data_ptr())
+    _functions().topkloss_cross_entropy_gradient(of, line, Bounds(*stretch), out.data_ptr())
 
 
 def _functions() -> ctypes.CDLL:
@@ -246,22 +246,6 @@ def _functions() -> ctypes.CDLL:
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def _line(scores: Tensor, mass: Tensor | None, counts: Tensor | None) -> Line:
-    return Line(
-        scores.data_ptr(),
-        TYPES[scores.dtype],
-        None if counts is None else counts.data_ptr(),
-        None if mass is None else mass.data_ptr(),
-        0 if mass is None else TYPES[mass.dtype],
-        scores.numel(),
-        torch.get_num_threads(),
-    )
-
-
-def _bounds(stretch: Stretch) -> Bounds:
-    return Bounds(stretch.start, stretch.start_part, stretch.end, stretch.end_part, stretch.scale)
 
 
 def _logits(

@@ -106,8 +106,8 @@ def _top_k_cross_entropy(
     """
     if use_native:
         given = (class_weight, asked.item(), is_fraction, ignore_index, smoothing)
-        value, scores, by = _natively(logits, targets, counts, mass, *given)
-        return scores.new_tensor(value), scores, torch.tensor(by, dtype=torch.float64, device="cpu")
+        value, scores, stretch = _natively(logits, targets, counts, mass, *given)
+        return scores.new_tensor(value), scores, _in_tensors(stretch)
     counts = targets != ignore_index if counts is None else (targets != ignore_index) & counts
     smoothed: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
     scores, losses = portable.cross_entropy(logits, targets, counts=counts, **smoothed)
@@ -129,15 +129,16 @@ def _natively(
     is_fraction: bool,
     ignore_index: int,
     smoothing: float,
-) -> tuple[float, Tensor, rule.Rule]:
+) -> tuple[float, Tensor, native.Stretch]:
     """The same by the native kernels, the value and the rule as numbers."""
     smoothed: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
     found = native.cross_entropy(logits, targets, counts=counts, ignore_index=ignore_index, **smoothed)
     if found.illegal >= 0:
         raise illegal_target(int(targets.view(-1)[found.illegal]), logits.shape[1])
     total = float(found.counted) if mass is None else mass.sum().item()
-    weighing = rule.in_numbers(found.scores, mass, total, found.nan, asked, is_fraction)
-    return native.weighted_sum(found.scores, mass, None, weighing.stretch, found.losses), found.scores, weighing
+    line = native.line(found.scores, mass)
+    stretch = rule.in_numbers(line, total, found.nan, asked, is_fraction)
+    return native.weighted_sum(line, stretch, found.losses), found.scores, stretch
 
 
 def _gradient(
@@ -155,15 +156,19 @@ def _gradient(
     gradient = torch.empty_like(logits)
     smoothed: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
     if use_native:
-        by = _steeper(rule.Rule(*weighing.tolist()), slope)
-        native.gradient(logits, targets, scores, mass=mass, rule=by, **smoothed, out=gradient)
+        steeper = _times(slope, native.Stretch(*weighing.tolist()))
+        native.gradient(logits, targets, native.line(scores, mass), steeper, **smoothed, out=gradient)
     else:
         portable.gradient(logits, targets, scores, mass=mass, rule=weighing, slope=slope, **smoothed, out=gradient)
     return gradient
 
 
-def _steeper(by: rule.Rule, slope: Tensor) -> rule.Rule:
-    return by._replace(scale=by.scale * slope.item())
+def _times(slope: Tensor, stretch: native.Stretch) -> native.Stretch:
+    return stretch._replace(scale=stretch.scale * slope.item())
+
+
+def _in_tensors(stretch: native.Stretch) -> Tensor:
+    return torch.tensor(stretch[:3], dtype=torch.float64, device="cpu")
 
 
 FORWARD, BACKWARD = "topkloss::top_k_cross_entropy", "topkloss::top_k_cross_entropy_backward"
@@ -249,23 +254,24 @@ class _Native(torch.autograd.Function):
         targets = _like_places(targets, logits)
         counts, mass = (None if each is None else _like_places(each, logits) for each in (counts, mass))
         given = (class_weight, asked, is_fraction, ignore_index, smoothing)
-        value, scores, weighing = _natively(logits, targets, counts, mass, *given)
+        value, scores, stretch = _natively(logits, targets, counts, mass, *given)
         ctx.save_for_backward(outputs, targets, mass, class_weight, scores)
-        ctx.settings = (weighing, smoothing, inplace)
+        ctx.settings = (stretch, smoothing, inplace)
         return scores.new_tensor(value)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         outputs, targets, mass, class_weight, scores = ctx.saved_tensors  # raises where they were overwritten already
-        weighing, smoothing, inplace = ctx.settings
+        stretch, smoothing, inplace = ctx.settings
         logits = _by_places(outputs)
         if torch.is_grad_enabled() or not memory_is_readable(slope):
-            by = torch.tensor(weighing, dtype=torch.float64, device="cpu")
-            gradient = _backward(slope, logits, targets, mass, class_weight, scores, by, smoothing, True)
+            weighing = _in_tensors(stretch)
+            gradient = _backward(slope, logits, targets, mass, class_weight, scores, weighing, smoothing, True)
             return _like_outputs(gradient, outputs), *(None,) * 9
         out = logits.detach() if inplace else torch.empty_like(logits)
         smoothed: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
-        native.gradient(logits, targets, scores, mass=mass, rule=_steeper(weighing, slope), **smoothed, out=out)
+        line = native.line(scores, mass)
+        native.gradient(logits, targets, line, _times(slope, stretch), **smoothed, out=out)
         gradient = _like_outputs(out, outputs)
         if inplace:
             torch.autograd.graph.increment_version(outputs)

@@ -59,12 +59,11 @@ def weights_by(rule: Tensor, scores: Tensor, mass: Tensor | None) -> Tensor:
     By arithmetic on 1 (above), 0 (at) and -1 (below), which is several times faster on the CPU than masks are.
 
     Args:
-        rule: float64, (3,): threshold, part, scale. A threshold of NaN makes all that counts NaN.
+        rule: float64, (3,): threshold, part, scale. A scale of NaN makes all that counts NaN.
         scores: -inf where not counted.
         mass: float64; None = 1 each.
     """
     threshold, part, scale = rule.to(scores.dtype).unbind()
-    scale = torch.where(threshold.isnan(), torch.nan, scale)
     weights = (scores - threshold).nan_to_num_(nan=0.0).sign_().add_(part).clamp_(0, 1).mul_(scale)
     if mass is not None:
         weights = (mass * weights).to(scores.dtype)

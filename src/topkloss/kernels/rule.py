@@ -1,12 +1,11 @@
-"""The rule by which elements weigh: threshold, part, scale. Once in tensors, that no device waits for, once in numbers.
+"""The stretch by which elements weigh: in tensors, for which no device waits, or in numbers, as native kernels take it.
 
-The native kernels take the numbers: a dozen operations of torch on one number each take longer than a small batch.
+A dozen operations of torch on one number each take longer than a small batch.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,27 +16,13 @@ from topkloss.selection import LEAST
 from topkloss.stretch import capacity, cut
 from topkloss.tensors import Scalar, larger
 
-
-class Rule(NamedTuple):
-    """An element weighs the scale above the threshold, a part of it at the threshold, times its mass."""
-
-    threshold: float
-    part: float
-    scale: float
-
-    @property
-    def stretch(self) -> native.Stretch:
-        """The same as the stretch that is averaged."""
-        return native.Stretch(self.threshold, self.part, math.nan if math.isnan(self.threshold) else self.scale)
-
-
-NOTHING_COUNTED = Rule(math.inf, 0.0, 0.0)
+NOTHING_COUNTED = native.Stretch(math.inf, 0.0, 0.0)
 
 
 def in_tensors(
     scores: Tensor, mass: Tensor | None, total: Tensor, poisoned: Tensor, asked: float, is_fraction: bool
 ) -> Tensor:
-    """Float64, (3,).
+    """Threshold, part and scale: float64, (3,). The scale is NaN where poisoned.
 
     Args:
         scores: -inf where not counted.
@@ -53,17 +38,17 @@ def in_tensors(
     assert isinstance(threshold, Tensor)
     some = total > 0
     threshold, part = torch.where(some, threshold.double(), torch.inf), torch.where(some, part, 0)
-    return torch.stack([threshold, part, torch.where(some, 1 / wanted, 0)])
+    scale = torch.where(poisoned, torch.nan, 1 / wanted)
+    return torch.stack([threshold, part, torch.where(some, scale, 0)])
 
 
-def in_numbers(
-    scores: Tensor, mass: Tensor | None, total: float, poisoned: bool, asked: float, is_fraction: bool
-) -> Rule:
-    """The same, with the native k-th largest."""
+def in_numbers(line: native.Line, total: float, poisoned: bool, asked: float, is_fraction: bool) -> native.Stretch:
+    """The same of scores and their mass on a line."""
     if not total > 0:
         return NOTHING_COUNTED
-    threshold, part, wanted = _end(Line(scores, None, mass, total, poisoned, 0, scores.dtype), asked, is_fraction)
-    return Rule(float(threshold), math.nan if poisoned else float(part), 1 / float(wanted))
+    counted = Line(line, total, poisoned, omitted=0, dtype=line.tensors[0].dtype)
+    threshold, part, wanted = (float(number) for number in _end(counted, asked, is_fraction))
+    return native.Stretch(threshold, math.nan if poisoned else part, math.nan if poisoned else 1 / wanted)
 
 
 def _end(counted: Counted | Line, asked: float, is_fraction: bool) -> tuple[Scalar, Scalar, Scalar]:

@@ -64,11 +64,11 @@ void topkloss_cross_entropy(const topkloss_logits *of, void *scores, void *losse
   }
 }
 
-void topkloss_cross_entropy_gradient(const topkloss_logits *of, const void *scores, const topkloss_rule *rule,
-                                     void *gradient) {
+void topkloss_cross_entropy_gradient(const topkloss_logits *of, const topkloss_line *line,
+                                     const topkloss_stretch *stretch, void *gradient) {
   const int64_t n = of->samples * of->places, tasks = tasks_for(n * of->classes, of->threads);
   for_each_task(tasks, [&](int64_t task) {
     const Part part = part_of(n, task, tasks);
-    build().kernels[of->type].gradient(*of, part.first, part.last, scores, *rule, gradient);
+    build().kernels[of->type].gradient(*of, part.first, part.last, *line, *stretch, gradient);
   });
 }

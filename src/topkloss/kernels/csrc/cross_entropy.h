@@ -10,8 +10,8 @@ namespace topkloss {
 struct CrossEntropyKernels {
   void (*scores)(const topkloss_logits &of, int64_t first, int64_t last, void *scores, void *losses,
                  topkloss_found &found);
-  void (*gradient)(const topkloss_logits &of, int64_t first, int64_t last, const void *scores,
-                   const topkloss_rule &rule, void *gradient);
+  void (*gradient)(const topkloss_logits &of, int64_t first, int64_t last, const topkloss_line &line,
+                   const topkloss_stretch &stretch, void *gradient);
 };
 
 // One table for each build, indexed by the type of the logits.

@@ -10,6 +10,7 @@
 
 #include "cross_entropy.h"
 #include "maths.h"
+#include "weigh.h"
 
 namespace topkloss {
 namespace {
@@ -483,32 +484,19 @@ void differentiate_planes(Planes<Real> from, Planes<Real> scratch, Planes<Real> 
   }
 }
 
-// What an element weighs by the rule; 0 where it does not count, whose score is -inf.
-template <typename Real>
-inline Real weight_of(const topkloss_rule &rule, Real score, int64_t element) {
-  const auto threshold = static_cast<Real>(rule.threshold);
-  const double share = score > threshold ? 1.0 : (score == threshold ? rule.part : 0.0);
-  if (score == -__builtin_inf() || (share == 0.0 && threshold == threshold)) return 0;
-  const double mass = rule.mass == nullptr ? 1.0 : rule.mass[element];
-  return static_cast<Real>(threshold == threshold ? rule.scale * share * mass : __builtin_nan(""));
-}
-
-// The weights of a run of elements, where mass is 1 each and the threshold a number.
-template <typename Real>
-void weigh_plainly(const topkloss_rule &rule, const Real *scores, int size, Real *weight) {
-  const auto threshold = static_cast<Real>(rule.threshold);
-  const auto above = static_cast<Real>(rule.scale), at = static_cast<Real>(rule.scale * rule.part);
-#pragma omp simd
-  for (int p = 0; p < size; ++p) weight[p] = scores[p] > threshold ? above : (scores[p] == threshold ? at : Real{0});
-}
+// What is averaged: the scores, -inf where not counted, and the stretch of them.
+struct Averaged {
+  const topkloss_line &line;
+  const topkloss_stretch &stretch;
+};
 
 // Weights of a tile, and which of its elements weigh something; their number.
 template <typename T, typename Real>
-int select(const Place<T> &at, const Real *scores, const topkloss_rule &rule, int *index, Real *weight) {
-  if (rule.mass == nullptr && rule.threshold == rule.threshold) {
-    weigh_plainly(rule, scores, at.size, weight);
-  } else {
-    for (int p = 0; p < at.size; ++p) weight[p] = weight_of(rule, scores[p], at.element + p);
+int select(const Place<T> &at, const Averaged &averaged, int *index, Real *weight) {
+  weigh<Real>(averaged.line, averaged.stretch, at.element, at.size, weight);
+  if (averaged.stretch.scale != averaged.stretch.scale) {  // NaN for all that counts
+    const Real *const scores = static_cast<const Real *>(averaged.line.scores) + at.element;
+    for (int p = 0; p < at.size; ++p) weight[p] = scores[p] == -static_cast<Real>(__builtin_inf()) ? Real{0} : weight[p];
   }
   int selected = 0;
   for (int p = 0; p < at.size; ++p) {
@@ -519,12 +507,12 @@ int select(const Place<T> &at, const Real *scores, const topkloss_rule &rule, in
 }
 
 template <typename T, typename Real>
-void differentiate_tile(const Place<T> &at, Real *scratch, const Real *scores, const topkloss_rule &rule,
-                        const Smoothing<Real> &by, T *gradient) {
+void differentiate_tile(const Place<T> &at, Real *scratch, const Averaged &averaged, const Smoothing<Real> &by,
+                        T *gradient) {
   Sums<Real> sums;
   int index[TILE + 1];
   alignas(64) Real weight[TILE];
-  const int selected = select(at, scores, rule, index, weight);
+  const int selected = select(at, averaged, index, weight);
   const int64_t *const labels = at.of.targets + at.element;
   const Planes<Real> own{scratch, pitch_of_scratch()};
   const bool lies = lies_in_planes<T, Real>(at) && at.of.classes <= MANY;
@@ -549,12 +537,15 @@ void differentiate_tile(const Place<T> &at, Real *scratch, const Real *scores, c
 }
 
 template <typename T, typename Real>
-void differentiate_rows(const Place<T> &at, Real *scratch, const Real *scores, const topkloss_rule &rule,
-                        const Smoothing<Real> &by, T *gradient) {
+void differentiate_rows(const Place<T> &at, Real *scratch, const Averaged &averaged, const Smoothing<Real> &by,
+                        T *gradient) {
+  int index[TILE + 1];
+  Real weights[TILE];
+  select(at, averaged, index, weights);
   const int64_t classes = at.of.classes;
   for (int p = 0; p < at.size; ++p) {
     T *const row = gradient + p * at.of.place_stride;
-    const Real weight = weight_of(rule, scores[p], at.element + p);
+    const Real weight = weights[p];
     if (weight == 0) {
       memset(row, 0, classes * sizeof(T));
       continue;
@@ -578,19 +569,19 @@ void differentiate_rows(const Place<T> &at, Real *scratch, const Real *scores, c
 }
 
 template <typename T>
-void gradient_of(const topkloss_logits &of, int64_t first, int64_t last, const void *scores, const topkloss_rule &rule,
-                 void *gradient) {
+void gradient_of(const topkloss_logits &of, int64_t first, int64_t last, const topkloss_line &line,
+                 const topkloss_stretch &stretch, void *gradient) {
   using Real = Computing<T>;
+  const Averaged averaged{line, stretch};
   const Smoothing<Real> by(of);
   Scratch<Real> scratch(scratch_of(of));
   while (first < last) {
     const auto at = Place<T>::at(of, first, last, TILE);
     T *const to = static_cast<T *>(gradient) + at.offset;
-    const Real *const from = static_cast<const Real *>(scores) + at.element;
     if (has_long_rows(of)) {
-      differentiate_rows(at, scratch.numbers, from, rule, by, to);
+      differentiate_rows(at, scratch.numbers, averaged, by, to);
     } else {
-      differentiate_tile(at, scratch.numbers, from, rule, by, to);
+      differentiate_tile(at, scratch.numbers, averaged, by, to);
     }
     first += at.size;
   }

@@ -75,54 +75,6 @@ TOPKLOSS_FAST void above_block(const topkloss_line &line, int64_t first, int32_t
   above.lowest = std::min(above.lowest, static_cast<double>(lowest));
 }
 
-// What each would weigh if it counted and its mass were 1.
-template <typename Score, typename Weight>
-TOPKLOSS_FAST inline void weigh_each(const Score *scores, const topkloss_stretch &stretch, int32_t size,
-                                     Weight *weights) {
-  const auto start = static_cast<Score>(stretch.start), end = static_cast<Score>(stretch.end);
-  const auto at = [&](double part) { return static_cast<Weight>(part > 0 ? part * stretch.scale : 0.0); };
-  const Weight whole = at(1), at_end = at(stretch.end_part), at_start = at(stretch.start_part);
-  const Weight at_both = at(std::min(stretch.end_part, stretch.start_part));
-  if (start == std::numeric_limits<Score>::infinity() && stretch.start_part == 1) {
-    for (int32_t i = 0; i < size; ++i) weights[i] = scores[i] > end ? whole : (scores[i] == end ? at_end : Weight{0});
-    return;
-  }
-  for (int32_t i = 0; i < size; ++i) {
-    const Weight inside = scores[i] == end ? at_end : (scores[i] > end ? whole : Weight{0});
-    const Weight border = scores[i] == end ? at_both : (scores[i] > end ? at_start : Weight{0});
-    weights[i] = scores[i] < start ? inside : (scores[i] == start ? border : Weight{0});
-  }
-}
-
-// What the elements of a block weigh.
-template <typename Score, typename Weight>
-TOPKLOSS_FAST void weigh(const topkloss_line &line, const topkloss_stretch &stretch, int64_t first, int32_t size,
-                         Weight *weights) {
-  const Score *const scores = static_cast<const Score *>(line.scores) + first;
-  const uint8_t *const counts = line.counts == nullptr ? nullptr : line.counts + first;
-  const bool poisoned = stretch.scale != stretch.scale;
-  if (line.mass == nullptr) {
-    if (poisoned) {
-      std::fill(weights, weights + size, std::numeric_limits<Weight>::quiet_NaN());
-    } else {
-      weigh_each(scores, stretch, size, weights);
-    }
-    if (counts == nullptr) return;
-    for (int32_t i = 0; i < size; ++i) weights[i] = counts[i] ? weights[i] : Weight{0};
-    return;
-  }
-  alignas(64) double copy[BLOCK], each[BLOCK];
-  const double *const mass = masses_of(line, first, size, copy);
-  if (poisoned) {
-    std::fill(each, each + size, stretch.scale);
-  } else {
-    weigh_each(scores, stretch, size, each);
-  }
-  for (int32_t i = 0; i < size; ++i) {
-    weights[i] = mass[i] > 0 && each[i] != 0 ? static_cast<Weight>(mass[i] * each[i]) : Weight{0};
-  }
-}
-
 template <typename Weight>
 TOPKLOSS_FAST double sum_block(const Weight *weights, const Weight *losses, int32_t size) {
   double sum = 0;
