@@ -247,10 +247,10 @@ void take_targets(const Place<T> &at, Int<Real> *target, topkloss_found &found) 
   const uint8_t *const counts = at.of.counts == nullptr ? nullptr : at.of.counts + at.element;
   int counted = 0, usable = 0;
   const auto take = [&](int p, bool chosen) {
-    const bool legal = (labels[p] >= 0) & (labels[p] < classes);
+    const bool is_usable = chosen & (labels[p] >= 0) & (labels[p] < classes);
     counted += chosen;
-    usable += chosen & legal;
-    target[p] = chosen & legal ? static_cast<Int<Real>>(labels[p]) : -1;
+    usable += is_usable;
+    target[p] = is_usable ? static_cast<Int<Real>>(labels[p]) : -1;
   };
   if (counts == nullptr) {
 #pragma omp simd reduction(+ : counted, usable)
@@ -329,7 +329,8 @@ Real sum_rivals(const Real *x, int64_t classes, int64_t target, Real most, Real 
   if (whole < classes) {
     const auto power = exp_of(end - most);
     const auto place = lane_numbers<Real>() + static_cast<Int<Real>>(last);
-    sums += (place < static_cast<Int<Real>>(whole)) | (place == static_cast<Int<Real>>(target)) ? Reals<Real>{} : power;
+    const auto taken = (place < static_cast<Int<Real>>(whole)) | (place == static_cast<Int<Real>>(target));
+    sums += taken ? Reals<Real>{} : power;
     if (WRITES) store_vector(out + last, power);
   }
   Real sum = 0;

@@ -5,6 +5,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "keys.h"
+
 namespace topkloss {
 namespace {
 
@@ -47,32 +49,35 @@ struct Above {
   double mass = 0, lowest = std::numeric_limits<double>::infinity();
 };
 
+// The lowest of some scores that are above another one. Of their keys: compilers take no minimum of floats in vectors
+// but by OpenMP's leave, and Clang begins that with the largest finite number.
+template <typename Score>
+TOPKLOSS_FAST Score lowest_above(const Score *scores, int32_t size, Score than) {
+  const KeyOf<Score> infinite = key_of(std::numeric_limits<Score>::infinity());
+  KeyOf<Score> lowest = infinite;
+  for (int32_t i = 0; i < size; ++i) lowest = std::min(lowest, scores[i] > than ? key_of(scores[i]) : infinite);
+  return score_of<Score>(lowest);
+}
+
 template <typename Score>
 TOPKLOSS_FAST void above_block(const topkloss_line &line, int64_t first, int32_t size, double than, Above &above) {
   alignas(64) double copy_of_mass[BLOCK];
   alignas(64) Score copy[BLOCK];
   const double *const mass = masses_of(line, first, size, copy_of_mass);
-  const Score *const scores = scores_of(line, first, size, copy);
+  const Score *scores = scores_of(line, first, size, copy);
   const auto score = static_cast<Score>(than);
-  Score lowest = std::numeric_limits<Score>::infinity();
   int32_t number = 0;
   double sum = 0;
   if (mass == nullptr) {
-#pragma omp simd reduction(+ : number) reduction(min : lowest)
-    for (int32_t i = 0; i < size; ++i) {
-      number += scores[i] > score;
-      lowest = scores[i] > score && scores[i] < lowest ? scores[i] : lowest;
-    }
-    sum = number;
+    for (int32_t i = 0; i < size; ++i) number += scores[i] > score;
   } else {
-#pragma omp simd reduction(+ : sum) reduction(min : lowest)
-    for (int32_t i = 0; i < size; ++i) {
-      sum += scores[i] > score ? mass[i] : 0.0;
-      lowest = scores[i] > score && mass[i] > 0 && scores[i] < lowest ? scores[i] : lowest;
-    }
+    for (int32_t i = 0; i < size; ++i) copy[i] = mass[i] > 0 ? scores[i] : -std::numeric_limits<Score>::infinity();
+    scores = copy;
+#pragma omp simd reduction(+ : sum)
+    for (int32_t i = 0; i < size; ++i) sum += scores[i] > score ? mass[i] : 0.0;
   }
-  above.mass += sum;
-  above.lowest = std::min(above.lowest, static_cast<double>(lowest));
+  above.mass += sum + number;
+  above.lowest = std::min(above.lowest, static_cast<double>(lowest_above(scores, size, score)));
 }
 
 template <typename Weight>
