@@ -499,6 +499,15 @@ def test_the_portable_kernels_need_one_gradient_and_little_else(shape: Any) -> N
     assert logits <= memory.most <= 2.4 * logits  # the chunks are as large as these logits are small
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_default_device_elsewhere_changes_nothing(backend: str) -> None:
+    outputs, targets = logits_and_targets((2, 5, 300), torch.float32)
+    settings: dict[str, Any] = {"fraction": 0.3, "weight": torch.arange(5.0), "label_smoothing": 0.1}
+    expected = value_and_gradient(outputs, targets, **settings, backend=backend)
+    with torch.device("meta"):
+        torch.testing.assert_close(value_and_gradient(outputs, targets, **settings, backend=backend), expected)
+
+
 # The gradient in the place of the logits
 
 

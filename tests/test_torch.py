@@ -396,6 +396,20 @@ def test_deterministic_algorithms_are_no_obstacle() -> None:
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("name", [*AGGREGATES, *IN_GROUPS])
+def test_a_default_device_elsewhere_changes_nothing(name: str) -> None:
+    aggregate = {**AGGREGATES, **IN_GROUPS}[name]
+    losses, mask = torch.randn(4, 30), torch.rand(4, 30) > 0.3
+
+    def answers() -> list[Tensor]:
+        row = aggregate(losses[0], mask=mask[0])
+        return [row, torch.vmap(lambda losses, mask: aggregate(losses, mask=mask))(losses, mask)]
+
+    expected = answers()
+    with torch.device("meta"):
+        torch.testing.assert_close(answers(), expected)
+
+
 def test_inference_mode_works() -> None:
     with torch.inference_mode():
         assert average_top_k(torch.tensor([1.0, 2.0, 3.0]), k=2) == 2.5

@@ -114,10 +114,12 @@ def share(counted: Counted, end: Cut, start: Cut | None = None) -> Tensor:
 
     By arithmetic on 1 (above), 0 (tied) and -1 (below), which is several times faster on the CPU than masks are.
     """
-    before = _side(counted, end.score).add_(torch.as_tensor(end.part).to(counted.dtype)).clamp(0, 1)
+    assert isinstance(end.part, Tensor)
+    before = _side(counted, end.score).add_(end.part.to(counted.dtype)).clamp(0, 1)
     if start is None:
         return before
-    behind = _side(counted, start.score).neg_().add_((1 - torch.as_tensor(start.part)).to(counted.dtype)).clamp(0, 1)
+    assert isinstance(start.part, Tensor)
+    behind = _side(counted, start.score).neg_().add_((1 - start.part).to(counted.dtype)).clamp(0, 1)
     return torch.minimum(before, behind)
 
 

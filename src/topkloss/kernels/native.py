@@ -210,7 +210,7 @@ def cross_entropy(
 ) -> Scored:
     """See `topkloss.kernels.portable.cross_entropy`; here what counts may also be said by `ignore_index` alone."""
     of = _logits(logits, targets, counts, ignore_index, class_weight, smoothing)
-    scores = torch.empty(targets.shape, dtype=computing_dtype(logits))
+    scores = torch.empty_like(targets, dtype=computing_dtype(logits))
     losses = torch.empty_like(scores) if smoothing else scores
     found = Found()
     _functions().topkloss_cross_entropy(of, scores.data_ptr(), losses.data_ptr() if smoothing else None, found)
