@@ -94,8 +94,9 @@ def test_every_layout_and_precision(shape: Any, dtype: torch.dtype, channels_las
         lambda x: x[:, :, 1:-1],
         lambda x: x[:1, :, :1].expand(3, 6, 8, 9),
         lambda x: x.flip(1),
+        lambda x: torch._neg_view(x),
     ],
-    ids=["strided classes", "transposed", "a part", "expanded", "flipped"],
+    ids=["strided classes", "transposed", "a part", "expanded", "flipped", "negative"],
 )
 def test_views_of_any_kind(of: Callable[[Tensor], Tensor], backend: str) -> None:
     base, _ = logits_and_targets((3, 6, 8, 9), torch.float64)
@@ -103,6 +104,15 @@ def test_views_of_any_kind(of: Callable[[Tensor], Tensor], backend: str) -> None
     targets = torch.randint(outputs.shape[1], (outputs.shape[0], *outputs.shape[2:]))
     ours = value_and_gradient(outputs, targets, fraction=0.3, backend=backend)
     torch.testing.assert_close(ours, by_plain_torch(outputs, targets, fraction=0.3), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_class_weight_that_is_a_negative_view(backend: str) -> None:
+    outputs, targets = logits_and_targets((2, 3, 256), torch.float64)
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    settings = {"fraction": 0.3, "label_smoothing": 0.2, "backend": backend}
+    ours = value_and_gradient(outputs, targets, weight=torch._neg_view(-weight), **settings)
+    torch.testing.assert_close(ours, value_and_gradient(outputs, targets, weight=weight, **settings), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

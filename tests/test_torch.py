@@ -254,6 +254,11 @@ def test_a_gradient_of_the_slope_is_the_value_of_its_direction(dtype: torch.dtyp
     assert second == 1
 
 
+def test_a_negative_view_is_read_as_it_is_where_operations_are_followed() -> None:
+    with torch.autograd.forward_ad.dual_level():
+        assert average_top_k(torch._neg_view(torch.tensor([1.0, 2.0, 3.0])), k=2) == -1.5
+
+
 def test_what_was_changed_before_backward_is_noticed() -> None:
     """Where the kernels serve nothing is copied; a silent wrong gradient there must not be."""
     for changed in ("losses", "mask", "mass"):

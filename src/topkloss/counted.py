@@ -139,7 +139,7 @@ def count(
     check_nan_policy(nan_policy)
     losses, mask = losses.detach(), None if mask is None else mask.detach()
     ranked = losses if scores is None else scores.detach()
-    ranked = ranked.to(computing_dtype(ranked))
+    ranked = ranked.to(computing_dtype(ranked)).resolve_neg()
     poisoned = losses.new_zeros((), dtype=torch.bool)
     omitted = losses.new_zeros((), dtype=torch.int64)
     mass = None

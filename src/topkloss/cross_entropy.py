@@ -15,7 +15,7 @@ from topkloss.arguments import (
     check_label_smoothing,
     check_word,
 )
-from topkloss.counted import line
+from topkloss.counted import dense, line
 from topkloss.criterion import AverageTopKLoss, Level, Within
 from topkloss.distributed import ProcessGroup, ranks_of
 from topkloss.elements import Elements, class_mass, cross_entropy_elements
@@ -104,7 +104,7 @@ def average_top_k_cross_entropy(
         targets,
         counts=counts,
         mass=mass,
-        class_weight=None if weight is None else weight.detach().to(computing_dtype(outputs)).contiguous(),
+        class_weight=None if weight is None else dense(weight, computing_dtype(outputs)),
         k=k,
         fraction=fraction,
         ignore_index=ignore_index,

@@ -65,6 +65,7 @@ def native_serves(outputs: Tensor) -> bool:
 
 def _by_places(outputs: Tensor) -> Tensor:
     """Logits as (samples, classes, places), one of the inner strides 1: a view wherever one does it."""
+    outputs = outputs.resolve_neg()
     view = outputs.flatten(1).t().unsqueeze(0) if _one_place_each(outputs) else outputs.flatten(2)
     dense = view.is_contiguous() or view.transpose(1, 2).is_contiguous()
     return view if dense else view.contiguous()
