@@ -430,6 +430,20 @@ def test_first_and_second_derivatives(backend: Any, smoothing: float) -> None:
     assert torch.autograd.gradgradcheck(value, (outputs,))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward mode loads it
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_forward_mode_is_the_gradient(backend: Any) -> None:
+    outputs, targets = logits_and_targets((30, 4), torch.float64)
+    _, gradient = value_and_gradient(outputs, targets, k=7.5, backend=backend)
+    direction = torch.randn(30, 4, dtype=torch.float64)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(outputs, direction)
+        value = average_top_k_cross_entropy(dual, targets, k=7.5, backend=backend)
+        tangent = torch.autograd.forward_ad.unpack_dual(value).tangent
+    assert tangent is not None
+    torch.testing.assert_close(tangent, (gradient * direction).sum())
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # that opcheck itself reads
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_operators_keep_torchs_contract(backend: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from topkloss.arguments import (
     NanPolicy,
@@ -218,7 +219,7 @@ def _check_backend(backend: str) -> None:
 
 
 def _serves(backend: str, outputs: Tensor) -> bool:
-    """Whether the kernels are called: not inside of vmap and torch.func, which see through plain torch only."""
-    if torch._C._are_functorch_transforms_active() or outputs.numel() == 0:
+    """Whether the kernels are called: not by vmap, torch.func and forward mode, which see through plain torch only."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or outputs.numel() == 0:
         return False
     return backend != "auto" or native_serves(outputs)
