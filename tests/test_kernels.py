@@ -608,6 +608,8 @@ def test_leaves_are_never_overwritten() -> None:
     outputs, targets = logits_and_targets((2, 5, 300), torch.float32)
     with pytest.raises(ValueError, match="`outputs` must be computed by the model for inplace=True; got a leaf"):
         average_top_k_cross_entropy(outputs.requires_grad_(), targets, fraction=0.5, backend="native", inplace=True)
+    with pytest.raises(ValueError, match="got a leaf or a view of one"):
+        average_top_k_cross_entropy(outputs[:, 1:], targets % 4, fraction=0.5, backend="native", inplace=True)
     with torch.no_grad():  # nothing will be differentiated
         average_top_k_cross_entropy(outputs, targets, fraction=0.5, backend="native", inplace=True)
 

@@ -246,10 +246,10 @@ class _Native(torch.autograd.Function):
         smoothing: float,
         inplace: bool,
     ) -> Tensor:
-        if inplace and outputs.is_leaf:
+        if inplace and (outputs.is_leaf or (outputs._base is not None and outputs._base.is_leaf)):
             raise ValueError(
-                "`outputs` must be computed by the model for inplace=True; got a leaf, which its own gradient would "
-                "overwrite. Pass inplace=False."
+                "`outputs` must be computed by the model for inplace=True; got a leaf or a view of one, which its own "
+                "gradient would overwrite. Pass inplace=False."
             )
         logits = _by_places(outputs)
         targets = _like_places(targets, logits)
