@@ -116,6 +116,17 @@ def test_a_class_weight_that_is_a_negative_view(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("factor", [1e-50, 1e-40, 1e40, 1e50])
+def test_class_weights_tiny_or_huge_are_masses_like_others(factor: float, backend: str) -> None:
+    """In float32 one over such a mass is infinite or nothing."""
+    outputs, targets = logits_and_targets((2, 3, 256), torch.float32)
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    given: dict[str, Any] = {"fraction": 0.3, "backend": backend}
+    ours = value_and_gradient(outputs, targets, weight=factor * weight, **given)
+    torch.testing.assert_close(ours, value_and_gradient(outputs, targets, weight=weight, **given))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(data=st.data())
 def test_masks_counts_and_ties(backend: str, data: st.DataObject) -> None:
     shape = data.draw(st.sampled_from([(9,), (3, 4), (2, 2, 5)]))

@@ -63,10 +63,10 @@ def weights_by(rule: Tensor, scores: Tensor, mass: Tensor | None) -> Tensor:
         scores: -inf where not counted.
         mass: float64; None = 1 each.
     """
-    threshold, part, scale = rule.to(scores.dtype).unbind()
-    weights = (scores - threshold).nan_to_num_(nan=0.0).sign_().add_(part).clamp_(0, 1).mul_(scale)
-    if mass is not None:
-        weights = (mass * weights).to(scores.dtype)
+    threshold, part, _ = rule.to(scores.dtype).unbind()
+    scale = rule[2]  # in float64: masses may be tiny or huge
+    weights = (scores - threshold).nan_to_num_(nan=0.0).sign_().add_(part).clamp_(0, 1)
+    weights = weights.mul_(scale) if mass is None else (mass * weights).mul_(scale).to(scores.dtype)
     if values_are_readable(threshold) and bool(threshold > -torch.inf):  # what does not count lies below
         return weights
     return weights.masked_fill_(scores == -torch.inf, 0)
