@@ -283,6 +283,13 @@ def test_the_threshold_is_a_parameter_and_settles_at_that_of_the_data() -> None:
     assert sum(values) / len(values) == pytest.approx(average_top_k(data, fraction=0.25).item(), abs=0.01)
 
 
+def test_tiny_masses_count_for_the_threshold() -> None:
+    """In float32 their sum is 0."""
+    criterion = DualAverageTopKLoss(lambda outputs, _: outputs, fraction=0.5, threshold=2.0)
+    losses = torch.tensor([1.0, 3.0])
+    assert criterion(losses, losses, sample_weight=torch.full((2,), 1e-50, dtype=torch.float64)) == 3
+
+
 def test_a_copy_has_a_threshold_of_its_own() -> None:
     criterion = DualAverageTopKLoss(torch.sub, fraction=0.25, threshold=2.0)
     other = copy.deepcopy(criterion)

@@ -70,8 +70,9 @@ class Line(NamedTuple):
             mask = mass > 0 if mask is None else mask & (mass > 0)
             mass = mass.double().masked_fill(~mask, 0)
         scores = scores if mask is None else _uncounted_last(scores, mask)
-        total, poisoned, omitted = (torch.tensor(number, device="cpu") for number in self[1:4])
-        return Counted(scores, mask, mass, total.double(), None, poisoned, omitted, self.dtype)
+        total = torch.tensor(self.total, dtype=torch.float64, device="cpu")
+        poisoned, omitted = (torch.tensor(number, device="cpu") for number in (self.poisoned, self.omitted))
+        return Counted(scores, mask, mass, total, None, poisoned, omitted, self.dtype)
 
 
 def line(
