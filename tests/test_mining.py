@@ -137,6 +137,15 @@ def test_ssd_mines_within_each_image_and_divides_by_the_positives() -> None:
     torch.testing.assert_close(ours * 4, ssd)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_positives_are_told_in_any_integer_type(dtype: torch.dtype) -> None:
+    """Of wide unsigned integers torch compares none."""
+    criterion, outputs, targets = HardNegativeLoss(CrossEntropy()), torch.randn(6, 3), torch.tensor([0, 2, 0, 1, 0, 0])
+    assert criterion(outputs, targets.to(dtype)) == criterion(outputs, targets)
+    floating = HardNegativeLoss(torch.sub, ratio=1)
+    assert floating(torch.tensor([1.0, 9.0]), torch.tensor([0.5, 0.0])) == 4.75
+
+
 def test_ignored_anchors_are_neither() -> None:
     outputs, targets = torch.randn(1, 2, 6), torch.tensor([[1, 0, 0, 0, 255, 255]])
     outputs[:, :, 4:] = math.nan
@@ -332,6 +341,13 @@ def test_a_monitor_keeps_no_graph_and_tells_classes_apart_by_index_only() -> Non
     assert sum(mined.gradient_of_class) == pytest.approx(1)
     assert mined.kept == pytest.approx(0.5)
     assert mined.value > mined.average
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_a_monitor_tells_more_classes_apart_than_the_type_has_numbers(dtype: torch.dtype) -> None:
+    monitor = Monitor(classes=300)
+    monitor.update(topk_select(torch.tensor([4.0, 1.0, 3.0]), k=2), torch.tensor([200, 0, 1], dtype=dtype))
+    assert monitor.compute().gradient_of_class == [0, 0.5, *[0] * 198, 0.5, *[0] * 99]
 
 
 def test_a_monitor_counts_what_was_omitted_and_shows_a_nan() -> None:

@@ -98,7 +98,10 @@ class HardNegativeLoss(Criterion):
         self.positives = positives
 
     def _scores(self, elements: Elements, targets: Tensor) -> Tensor:
-        positives = targets > 0 if self.positives is None else self.positives(targets)
+        if self.positives is not None:
+            positives = self.positives(targets)
+        else:
+            positives = (targets if targets.is_floating_point() else targets.long()) > 0  # uint16 cannot be compared
         check_positives(elements.losses, positives)
         return positives_first(elements.losses if elements.scores is None else elements.scores, positives)
 

@@ -93,8 +93,9 @@ class Monitor:
         sums = torch.stack([*(number.double() for number in batch), selection.omitted.double()])
         self._sums = sums if self._sums is None else self._sums + sums
         if self.classes and classes is not None:
+            classes = classes.long()  # in uint8 there is no class 300
             legal = (classes >= 0) & (classes < self.classes)
-            place = torch.where(legal, classes, self.classes).long().flatten()
+            place = torch.where(legal, classes, self.classes).flatten()
             weights = selection.weights.double()
             rows = [
                 torch.zeros(self.classes + 1, dtype=torch.float64, device=place.device).scatter_add(
