@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +99,12 @@ def test_a_selection_says_the_lowest_loss_it_kept(masked: bool) -> None:
         assert torch.equal(in_one_group.weights, selection.weights)
         one = criterion.select(losses[2:3], zeros[:1], groups=zeros[:1])
         assert one.threshold == (lowest if lowest in (9.0, -math.inf) else 9.0)
+
+
+def test_a_threshold_is_any_real_number() -> None:
+    half: Any = Fraction(1, 2)
+    for groups in (None, torch.zeros(5, dtype=torch.long)):
+        assert average_above(LOSSES, threshold=half, groups=groups) == 6
 
 
 # Hard negatives

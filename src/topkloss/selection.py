@@ -257,7 +257,7 @@ def weights_above(
     floor = capacity(counted.total, min_kept, min_fraction) if min_kept or min_fraction else None
     if isinstance(counted, Line):
         return _weights_above(counted, threshold, 0.0 if floor is None else float(floor))
-    chosen = counted.scores > threshold
+    chosen = counted.scores > float(threshold)
     if floor is None:
         return weights_of(counted, chosen)
     assert isinstance(floor, Tensor)
