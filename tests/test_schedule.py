@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -68,6 +69,13 @@ def test_a_ramp_has_its_closed_form(
             assert criterion.fraction == pytest.approx(formula(step, start, end, steps), rel=1e-12)
             assert 0 < criterion.fraction <= 1
             assert step < steps or criterion.fraction == end  # not 0.30000000000000004
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    schedule = LinearFraction(mining(), end=np.float32(0.5), steps=np.int64(2))  # type: ignore[arg-type]
+    schedule.step()
+    assert schedule.criterion.fraction == 0.75
+    assert [type(number) for number in schedule.state_dict().values()] == [int, float]
 
 
 def test_linear_is_the_annealing_of_deeplab() -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -391,6 +392,12 @@ def test_with_channels_last_and_a_compiled_model() -> None:
     step = SelectiveStep(compiled, criterion, micro_batch=4)  # type: ignore[arg-type]
     step(images.contiguous(memory_format=torch.channels_last), labels)
     torch.testing.assert_close(gradients(model), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model, inputs, targets = nn.Linear(4, 3), torch.randn(8, 4), torch.randint(3, (8,))
+    step = SelectiveStep(model, AverageTopKCrossEntropyLoss(fraction=0.25), micro_batch=np.int64(3))  # type: ignore[arg-type]
+    assert step(inputs, targets).backpropagated == 2
 
 
 # Errors.

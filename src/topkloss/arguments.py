@@ -126,6 +126,11 @@ def real_number(name: str, value: float) -> float:
     return value
 
 
+def is_whole(value: object) -> bool:
+    """Whether it is an integer of Python or numpy, and not a truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def check_nan_policy(nan_policy: str) -> None:
     """One of the three words."""
     check_word(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from topkloss.arguments import real_number
+from topkloss.arguments import is_whole, real_number
 
 __all__ = ["AccuracyFraction", "ConstantFraction", "CosineFraction", "LinearFraction"]
 
@@ -64,10 +64,10 @@ class LinearFraction(FractionSchedule):
     """
 
     def __init__(self, criterion: Any, *, end: float, steps: int, start: float = 1.0) -> None:
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if not is_whole(steps) or steps < 1:
             raise ValueError(f"`steps` must be an integer >= 1; got {steps}. For no ramp use ConstantFraction.")
         super().__init__(criterion)
-        self.end, self.steps, self.start = _share("end", end), steps, _share("start", start)
+        self.end, self.steps, self.start = _share("end", end), int(steps), _share("start", start)
         criterion.fraction = self.start
 
     def step(self) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from topkloss.arguments import check_tensors
+from topkloss.arguments import check_tensors, is_whole
 from topkloss.batches import Batch, Inputs, batch_of, pieces
 from topkloss.compound import CompoundLoss, DeepSupervisionLoss, parts_of
 from topkloss.criterion import Criterion, OfElements
@@ -372,5 +372,5 @@ def _check(model: nn.Module, criterion: nn.Module) -> None:
 
 
 def _check_count(name: str, number: int, least: int, way_out: str) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+    if not is_whole(number) or number < least:
         raise ValueError(f"`{name}` must be a whole number >= {least}; got {number!r}. {way_out}")
