@@ -597,6 +597,19 @@ MINING: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         ValueError,
         "`weights` must be finite and >= 0, one of them above 0; got [0.0, 0.0]. A weight of 0 leaves its part out.",
     ),
+    *(
+        (
+            f"a plain loss in {kind.__name__}",
+            lambda kind=kind, given=given: kind(given, weights=[1]),
+            TypeError,
+            f"`{name}` must be of topkloss, like AverageTopKLoss; got CrossEntropyLoss. For the plain mean of a "
+            "loss that is not reduced pass AverageTopKLoss(loss, fraction=1).",
+        )
+        for kind, name, given in (
+            (CompoundLoss, "criteria", [torch.nn.CrossEntropyLoss()]),
+            (DeepSupervisionLoss, "criterion", torch.nn.CrossEntropyLoss()),
+        )
+    ),
     (
         "number of scales",
         lambda: DeepSupervisionLoss(AverageTopKCrossEntropyLoss(k=1), weights=[1])([LOGITS, LOGITS], TARGETS),

@@ -27,6 +27,7 @@ class CompoundLoss(nn.Module):
         weights: :math:`a_j`, one per criterion, finite and >= 0. Default: 1 each. One of weight 0 is not computed.
 
     Raises:
+        TypeError: If a criterion is none of topkloss: of a plain loss, take ``AverageTopKLoss(loss, fraction=1)``.
         ValueError: If the weights do not fit the criteria, or none is above 0.
 
     Example:
@@ -48,6 +49,8 @@ class CompoundLoss(nn.Module):
         super().__init__()
         self.weights = [1.0] * len(criteria) if weights is None else [float(weight) for weight in weights]
         check_weights_of_parts("criteria", len(criteria), self.weights)
+        for one in criteria:
+            _check_criterion("criteria", one)
         self.criteria = nn.ModuleList(criteria)
 
     def forward(self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -106,6 +109,7 @@ class DeepSupervisionLoss(nn.Module):
         weights: :math:`a_j`, one per scale, finite and >= 0. A scale of weight 0 is not computed.
 
     Raises:
+        TypeError: If the criterion is none of topkloss.
         ValueError: If the weights do not fit the outputs, or none is above 0.
 
     Example:
@@ -123,6 +127,7 @@ class DeepSupervisionLoss(nn.Module):
         super().__init__()
         self.weights = [float(weight) for weight in weights]
         check_weights_of_parts("weights", len(self.weights), self.weights)
+        _check_criterion("criterion", criterion)
         self.criterion = criterion
 
     def forward(self, outputs: Sequence[Tensor], targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -174,6 +179,15 @@ class DeepSupervisionLoss(nn.Module):
     def extra_repr(self) -> str:
         """Parameters as they were given."""
         return f"weights={self.weights}"
+
+
+def _check_criterion(name: str, criterion: object) -> None:
+    """What can select and be summed."""
+    if not isinstance(criterion, OfElements | CompoundLoss):
+        raise TypeError(
+            f"`{name}` must be of topkloss, like AverageTopKLoss; got {type(criterion).__name__}. For the plain mean "
+            "of a loss that is not reduced pass AverageTopKLoss(loss, fraction=1)."
+        )
 
 
 def parts_of(criterion: nn.Module) -> list[OfElements]:
