@@ -283,6 +283,21 @@ def test_masks_of_inference_and_views_of_any_kind_are_read_as_they_are() -> None
     assert gradient.tolist() == [0.5, 0.5, 0, 0]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore:Converting a tensor", "ignore:Using len")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", [*AGGREGATES, *IN_GROUPS])
+def test_a_trace_by_jit_holds_for_other_losses(name: str, masked: bool) -> None:
+    torch.manual_seed(0)
+    losses, others, mask = torch.randn(30), torch.randn(30), torch.rand(30) > 0.3
+    aggregate = {**AGGREGATES, **IN_GROUPS}[name]
+
+    def of(losses: Tensor, mask: Tensor) -> Tensor:
+        return aggregate(losses, mask=mask if masked else None)
+
+    traced = torch.jit.trace(of, (losses, mask), check_trace=False)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(traced(others, ~mask), of(others, ~mask))
+
+
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_whoever_follows_the_operations_sees_all_of_them(name: str) -> None:
     losses = torch.rand(30)

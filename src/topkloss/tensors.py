@@ -20,6 +20,7 @@ def values_are_readable(tensor: Tensor) -> bool:
         and tensor.is_cpu
         and not torch._C._are_functorch_transforms_active()
         and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
     )
 
 
@@ -29,7 +30,6 @@ def memory_is_readable(tensor: Tensor, *beside: Tensor | None) -> bool:
         values_are_readable(tensor)
         and forward_ad._current_level < 0
         and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._is_tracing()
         and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # many slopes at once, in a backward pass
         and all(values_are_readable(other) for other in beside if other is not None)
     )
