@@ -358,6 +358,16 @@ def test_a_monitor_tells_more_classes_apart_than_the_type_has_numbers(dtype: tor
     assert monitor.compute().gradient_of_class == [0, 0.5, *[0] * 198, 0.5, *[0] * 99]
 
 
+def test_a_monitor_refuses_classes_of_another_shape() -> None:
+    """Of more regions than pixels, the first would be told apart by the classes of pixels."""
+    outputs, targets = torch.randn(1, 5, 4), torch.tensor([[0, 1, 2, 3]])
+    selection = AverageTopKLoss(RegionLoss(dice_loss), fraction=1).select(outputs, targets)
+    with pytest.raises(
+        ValueError, match=r"`selection.weights` and `classes` must have the same shape; got \(1, 5\) and"
+    ):
+        Monitor(classes=5).update(selection, targets)
+
+
 def test_a_monitor_counts_what_was_omitted_and_shows_a_nan() -> None:
     monitor = Monitor()
     losses = torch.tensor([1.0, math.nan, 3.0])

@@ -156,10 +156,10 @@ def check_tensors(
     check_beside("losses", losses, mask=mask, sample_weight=sample_weight)
     if scores is not None:
         _check_floating("scores", scores)
-        _check_same_shape("losses", losses, "scores", scores)
+        check_same_shape("losses", losses, "scores", scores)
     if groups is not None:
         check_integers("groups", groups, "Number the groups, e.g. from 0.")
-        _check_same_shape("losses", losses, "groups", groups)
+        check_same_shape("losses", losses, "groups", groups)
 
 
 def check_word(name: str, word: str, *words: str, way_out: str) -> None:
@@ -197,7 +197,7 @@ def check_positives(losses: Tensor, positives: Tensor) -> None:
     """Which elements are positive."""
     if not (isinstance(positives, Tensor) and positives.dtype == torch.bool):
         raise TypeError(f"`positives` must be a bool tensor; got {_came(positives)}. Pass e.g. positives=targets > 0.")
-    _check_same_shape("losses", losses, "positives", positives)
+    check_same_shape("losses", losses, "positives", positives)
 
 
 def check_beside(name: str, tensor: Tensor, *, mask: Tensor | None, sample_weight: Tensor | None = None) -> None:
@@ -205,14 +205,14 @@ def check_beside(name: str, tensor: Tensor, *, mask: Tensor | None, sample_weigh
     if mask is not None:
         if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
             raise TypeError(f"`mask` must be a bool tensor, True = counts; got {_came(mask)}. Pass mask.bool().")
-        _check_same_shape(name, tensor, "mask", mask)
+        check_same_shape(name, tensor, "mask", mask)
     if sample_weight is not None:
         if not isinstance(sample_weight, Tensor) or sample_weight.is_complex():
             raise TypeError(
                 f"`sample_weight` must be a real tensor; got {_came(sample_weight)}. "
                 "Pass torch.as_tensor(sample_weight)."
             )
-        _check_same_shape(name, tensor, "sample_weight", sample_weight)
+        check_same_shape(name, tensor, "sample_weight", sample_weight)
 
 
 def check_integers(name: str, tensor: Tensor, way_out: str) -> None:
@@ -227,7 +227,8 @@ def _check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"`{name}` must be a floating-point tensor; got {_came(tensor)}. Pass {name}.float().")
 
 
-def _check_same_shape(name: str, tensor: Tensor, beside: str, other: Tensor) -> None:
+def check_same_shape(name: str, tensor: Tensor, beside: str, other: Tensor) -> None:
+    """What stands beside a tensor, element by element."""
     if other.shape != tensor.shape:
         raise ValueError(
             f"`{name}` and `{beside}` must have the same shape; got {tuple(tensor.shape)} and {tuple(other.shape)}. "

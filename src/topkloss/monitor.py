@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from topkloss.arguments import check_same_shape
 from topkloss.distributed import ProcessGroup, ranks_of
 from topkloss.selection import Selection
 
@@ -76,7 +77,12 @@ class Monitor:
             selection: From ``criterion.select(...)`` or `topk_select`.
             classes: The class of each element, integers shaped like ``selection.weights``; what is not in [0, classes)
                 is not told apart.
+
+        Raises:
+            ValueError: If the shapes differ.
         """
+        if self.classes and classes is not None:
+            check_same_shape("selection.weights", selection.weights, "classes", classes)
         mass, kept = selection.mass, selection.mass * selection.kept
         total = mass.sum()
         ranks = ranks_of(self.process_group)
