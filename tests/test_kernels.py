@@ -534,6 +534,23 @@ def test_the_portable_kernels_need_one_gradient_and_little_else(shape: Any) -> N
     assert logits <= memory.most <= 2.4 * logits  # the chunks are as large as these logits are small
 
 
+@pytest.mark.parametrize("beside", ["targets", "mask"])
+def test_what_lies_on_another_device_is_read_by_no_kernel(beside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address there is none here: torch says which tensor is where."""
+    outputs, targets = logits_and_targets((2, 5, 300), torch.float32)
+    given: dict[str, Any] = {"targets": targets, "mask": targets >= 0}
+    given[beside] = given[beside].to("meta")
+    asked: list[bool] = []
+
+    def ask(*of: Any) -> tuple[Tensor, None, None]:
+        asked.append(of[-1])
+        return torch.zeros(()), None, None
+
+    monkeypatch.setattr(torch.ops.topkloss, "top_k_cross_entropy", ask)
+    average_top_k_cross_entropy(outputs, k=3, **given)
+    assert asked == [False]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_default_device_elsewhere_changes_nothing(backend: str) -> None:
     outputs, targets = logits_and_targets((2, 5, 300), torch.float32)

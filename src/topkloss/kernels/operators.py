@@ -53,6 +53,8 @@ def top_k_cross_entropy(
         return value
     logits = _by_places(outputs)
     of_elements = [None if tensor is None else _like_places(tensor, logits) for tensor in (targets, counts, mass)]
+    # beside tensors of another device the portable ones fail, with torch's own words
+    use_native = use_native and all(one is None or one.device == logits.device for one in of_elements)
     asked = torch.ones((), dtype=torch.float64, device="cpu") * float(number)  # a compiled graph then serves any k
     value, *_ = torch.ops.topkloss.top_k_cross_entropy(logits, *of_elements, class_weight, asked, *settings, use_native)
     return value
