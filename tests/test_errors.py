@@ -31,6 +31,7 @@ from topkloss import (
     average_hard_negatives,
     average_ranked_range,
     average_top_k,
+    average_top_k_cross_entropy,
     average_top_k_dual,
     kth_largest,
     maximum,
@@ -584,6 +585,39 @@ MINING: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         lambda: tilted(LOSSES, tilt=0),
         ValueError,
         "`tilt` must be finite and not 0; got 0. For its limit at 0 use `average`.",
+    ),
+    (
+        "what a model returns",
+        lambda: AverageTopKCrossEntropyLoss(k=1)({"out": LOGITS}, TARGETS),  # type: ignore[arg-type]
+        TypeError,
+        "`outputs` must be a tensor of logits; got dict. Of what a model returns pass the logits alone, e.g. "
+        'outputs["out"].',
+    ),
+    (
+        "targets of numpy",
+        lambda: AverageTopKCrossEntropyLoss(k=1)(LOGITS, TARGETS.numpy()),  # type: ignore[arg-type]
+        TypeError,
+        "`targets` must be a tensor of class indices; got ndarray. Pass torch.as_tensor(targets).",
+    ),
+    (
+        "class weights in a list",
+        lambda: average_top_k_cross_entropy(LOGITS, TARGETS, k=1, weight=[1.0, 2.0, 3.0]),  # type: ignore[arg-type]
+        TypeError,
+        "`weight` must be a tensor of class weights; got list. Pass torch.tensor(weight).",
+    ),
+    (
+        "a class of losses",
+        lambda: AverageTopKLoss(torch.nn.L1Loss, k=1),  # type: ignore[arg-type]
+        TypeError,
+        "`loss` must be called as loss(outputs, targets); got the class L1Loss. Pass a module or function, e.g. "
+        'torch.nn.L1Loss(reduction="none").',
+    ),
+    (
+        "the name of a loss",
+        lambda: AverageTopKLoss("l1", k=1),  # type: ignore[arg-type]
+        TypeError,
+        "`loss` must be called as loss(outputs, targets); got str. Pass a module or function, e.g. "
+        'torch.nn.L1Loss(reduction="none").',
     ),
     (
         "number of weights",

@@ -131,6 +131,16 @@ def is_whole(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def check_loss(loss: object) -> None:
+    """What can be called with outputs and targets; None = the criterion has its own."""
+    if isinstance(loss, type) or not (loss is None or callable(loss)):
+        came = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
+        raise TypeError(
+            f"`loss` must be called as loss(outputs, targets); got {came}. "
+            'Pass a module or function, e.g. torch.nn.L1Loss(reduction="none").'
+        )
+
+
 def check_nan_policy(nan_policy: str) -> None:
     """One of the three words."""
     check_word(

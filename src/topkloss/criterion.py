@@ -11,6 +11,7 @@ from topkloss.arguments import (
     NanPolicy,
     check_drop,
     check_k,
+    check_loss,
     check_nan_policy,
     check_word,
 )
@@ -57,6 +58,7 @@ class OfElements(nn.Module):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        check_loss(loss)
         check_word("level", level, "element", "sample", way_out='To rank single losses pass "element".')
         check_nan_policy(nan_policy)
         check_process_group(process_group)

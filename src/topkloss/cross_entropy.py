@@ -83,7 +83,7 @@ def average_top_k_cross_entropy(
     """
     check_k(k, fraction)
     check_label_smoothing(label_smoothing)
-    if weight is not None and values_are_readable(weight):
+    if weight is not None and (not isinstance(weight, Tensor) or values_are_readable(weight)):
         check_class_weights(weight)
     _check_backend(backend)
     check_logits(outputs, targets, weight)

@@ -125,6 +125,15 @@ def _without_poison(outputs: Tensor, mask: Tensor) -> Tensor:
 
 def check_logits(outputs: Tensor, targets: Tensor, weight: Tensor | None) -> None:
     """Types and shapes that fit: logits, classes, and one weight per class."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"`outputs` must be a tensor of logits; got {type(outputs).__name__}. Of what a model returns pass the "
+            'logits alone, e.g. outputs["out"].'
+        )
+    if not isinstance(targets, Tensor):
+        raise TypeError(
+            f"`targets` must be a tensor of class indices; got {type(targets).__name__}. Pass torch.as_tensor(targets)."
+        )
     if not outputs.is_floating_point():
         raise TypeError(f"`outputs` must be floating-point logits; got {outputs.dtype}. Pass outputs.float().")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
