@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -161,6 +162,28 @@ def test_interruption_says_how_to_go_on(table: Path, tmp_path: Path) -> None:
     again = forked("train", "--resume", "run", "--epochs", "2", cwd=tmp_path)
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr.startswith("topkloss: `--epochs` must be that of the run, 100000, ")
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_interruption_while_torch_is_loaded_is_as_quiet(tmp_path: Path) -> None:
+    """Through the script that pip writes; the interpreter says which modules of torch are in."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["scripts"]["topkloss"].partition(":")
+    script = f"import sys; from {module} import {function}; sys.exit({function}())"
+    command = [sys.executable, "-X", "importtime", "-c", script, "train", "gone.csv"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while " torch." not in (line := process.stderr.readline()):
+            assert line.startswith("import time:")
+        process.send_signal(signal.SIGINT)
+        try:
+            output, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    said = [line for line in error.splitlines() if not line.startswith("import time:")]
+    assert said == ["topkloss: interrupted; nothing was written."]
+    assert (process.returncode, output) == (130, "")
+    assert not re.search(r" topkloss\.cli$", error, flags=re.MULTILINE), "torch was loaded before the signal came"
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:

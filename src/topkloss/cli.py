@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 for bad input, or 130 after Ctrl-C, or 141 where nobody reads the output any more.
     """
-    arguments = _parser().parse_args(argv)
-    warnings.showwarning = _warn
     try:
+        arguments = _parser().parse_args(argv)
+        warnings.showwarning = _warn
         if arguments.command == "train":
             _train(arguments)
         elif arguments.command == "check":
