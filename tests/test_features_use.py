@@ -255,10 +255,11 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "two tables": (nothing, ("predict", "run", "a.csv", "b.csv", "--out", "out.csv"), "`IMAGES` must be one table for"),
     "a folder": (nothing, ("predict", "run", "numbers", "--out", "out.csv"), "`IMAGES` must be one table for a run on"),
     "a folder of images": (nothing, ("evaluate", "run", "--images", "."), "`--images` must be left out for a run on a"),
-    "a picture of numbers": (
-        nothing,
-        ("evaluate", "numbers", "--figure", "a.png"),
-        "`--figure` must be left out for a",
+    "a picture of another kind": (nothing, ("report", "run", "--figure", "a.jpg"), "`--figure` must end in .png or .s"),
+    "losses of no numbers": (
+        change("numbers/losses.csv", "held_out,", "held_out,x"),
+        ("report", "numbers", "--figure", "a.png"),
+        "losses.csv must be what a run wrote; got ValueError: could not convert string to float",
     ),
     "a picture of two": (nothing, ("report", "run", "numbers", "--figure", "a.png"), "must come with one run on a tab"),
     "runs of two kinds": (lambda: AVERAGE.write(Path("numbers")), ("report", "run", "numbers"), "Report them apart."),

@@ -140,16 +140,16 @@ def _report(runs: Sequence[Path], figure: Path | None) -> None:
 
 
 def _report_rows(runs: Sequence[Path], figure: Path | None) -> None:
-    from topkloss.report.rows import hardest, losses_of, rows_table
+    from topkloss.report.rows import hardest, rows_table
     from topkloss.training.features.records import TableRecord
 
-    losses = None if figure is None else losses_of(runs)
+    if figure is not None:
+        from topkloss.report.numbers import draw_rows
+
+        draw_rows(runs, figure)
     records, hard = [TableRecord.read(run) for run in runs], [hardest(run) for run in runs]
     print("\n\n".join([rows_table(records), *hard]))
-    if figure is not None and losses is not None:
-        from topkloss.report.curves import draw_inspection
-
-        draw_inspection(losses, figure)
+    if figure is not None:
         print(f"figure: {figure}")
 
 

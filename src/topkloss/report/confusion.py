@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from topkloss.report.figure import COLOURS, save
-from topkloss.training.errors import InputError
+from topkloss.report.numbers import draw_numbers
 from topkloss.training.evaluation import Evaluation
 
 __all__ = ["draw_evaluation"]
@@ -21,20 +21,19 @@ LONGEST_NAME = 18
 
 
 def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Writes the picture: the confusion matrix and, of probabilities, the reliability diagram.
+    """Writes the picture: the confusion matrix and, of probabilities, the reliability diagram; of numbers the errors.
 
     Args:
         evaluation: What to draw.
         path: Ends in ``.png`` or ``.svg``.
 
     Raises:
-        InputError: If the path ends otherwise or cannot be written, or there are no classes.
+        InputError: If the path ends otherwise or cannot be written.
     """
+    if evaluation.numbers is not None:
+        draw_numbers(evaluation.numbers, path)
+        return
     count = len(evaluation.classes)
-    if not count:
-        raise InputError(
-            f"`--figure` must be left out for a run on numbers; got {path}. Its figures are all in the text."
-        )
     side = min(14.0, max(4.2, 1.8 + 0.36 * count))
     if evaluation.bins:
         picture = Picture(figsize=(side + 5.2, side + 0.4), layout="constrained")

@@ -15,7 +15,7 @@ from torch import Tensor
 from topkloss.report.figure import COLOURS, save
 from topkloss.report.losses import Inspection, most_different, number_of
 
-__all__ = ["draw_inspection"]
+__all__ = ["draw_curves", "draw_inspection"]
 
 POINTS = 400
 # With more cells in a row their numbers would not fit.
@@ -41,13 +41,14 @@ def draw_inspection(inspection: Inspection, path: Path) -> None:
     else:
         figure = Figure(figsize=(7, 4.8), layout="constrained")
         left = figure.subplots()
-    _curves(left, inspection)
+    draw_curves(left, inspection)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name in letters that the font does not have
         save(figure, path)
 
 
-def _curves(axes: Axes, inspection: Inspection) -> None:
+def draw_curves(axes: Axes, inspection: Inspection) -> None:
+    """One panel of it: value and threshold of the losses at every fraction."""
     table = inspection.table
     places = [*(row.fraction for row in table.rows), table.crossing or 1.0]
     least = min(0.9, max(1 / len(inspection.losses), min(places) / 2))
@@ -57,9 +58,9 @@ def _curves(axes: Axes, inspection: Inspection) -> None:
         dots = [(row.fraction, getattr(row, column)) for row in table.rows if row.fraction >= least]
         finite = [dot for dot in dots if math.isfinite(dot[1])]
         axes.plot([x for x, _ in finite], [y for _, y in finite], "o", color=colour, markersize=5, clip_on=False)
-    levels = [(table.average, "#555555", f"mean of all\n{table.average:.3g}")]
+    levels = [(table.average, "#555555", f"mean of all\n{table.average:.4g}")]
     if table.constant_loss is not None:
-        levels.append((table.constant_loss, COLOURS[2], f"constant model\n{table.constant_loss:.3g}"))
+        levels.append((table.constant_loss, COLOURS[2], f"constant model\n{table.constant_loss:.4g}"))
     heights = [*value.tolist(), *threshold.tolist(), *(level for level, _, _ in levels)]
     finite_heights = [height for height in heights if math.isfinite(height)]
     low, high = min([0.0, *finite_heights]), max(finite_heights, default=1.0)

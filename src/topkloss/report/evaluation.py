@@ -9,6 +9,7 @@ __all__ = ["text"]
 # More classes than these nobody reads: the ones with the least F1 are shown.
 MOST_CLASSES = 30
 LONGEST_NAME = 24
+LARGEST = 5
 
 # Name in the record: what a reader calls it, and whether it is a share, shown in %.
 FIGURES = {
@@ -28,9 +29,8 @@ def text(evaluation: Evaluation) -> str:
     """The tables, and what is undefined and why."""
     which = f"held-out {evaluation.unit}" if evaluation.held_out else f"{evaluation.unit} of {evaluation.data}"
     classes = ["", *_classes(evaluation)] if evaluation.classes else []
-    return "\n".join(
-        [f"{evaluation.run} on {evaluation.images} {which}", "", *_headline(evaluation), *classes, *_notes(evaluation)]
-    )
+    head = f"{evaluation.run} on {evaluation.images} {which}"
+    return "\n".join([head, "", *_headline(evaluation), *classes, *_largest(evaluation), *_notes(evaluation)])
 
 
 def _headline(evaluation: Evaluation) -> list[str]:
@@ -41,6 +41,17 @@ def _headline(evaluation: Evaluation) -> list[str]:
             continue
         rows.append((title, _shown(figure.value, share), _interval(figure, share)))
     return _aligned(rows)
+
+
+def _largest(evaluation: Evaluation) -> list[str]:
+    """Of numbers, the rows that are farthest off."""
+    if (numbers := evaluation.numbers) is None:
+        return []
+    predicted = [*numbers.predicted.values()][-1]
+    rows = numbers.largest([*numbers.predicted][-1], LARGEST)
+    return ["", "the largest errors:"] + [
+        f"{numbers.unit} {numbers.places[row]}: {numbers.true[row]:.7g}, predicted {predicted[row]:.7g}" for row in rows
+    ]
 
 
 def _classes(evaluation: Evaluation) -> list[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from topkloss.report.losses import Inspection, inspect
 from topkloss.report.table import chance
 from topkloss.training.errors import InputError, shown
+from topkloss.training.evaluation import Numbers
 from topkloss.training.features.records import LOSSES, ModelRecord, TableRecord
 
-__all__ = ["hardest", "losses_of", "rows_table"]
+__all__ = ["hardest", "losses_of", "numbers_of", "rows_table"]
 
 # Name in the record: what a reader calls it, and whether it is a share, shown in %.
 FIGURES = {
@@ -42,7 +44,7 @@ def rows_table(records: Sequence[TableRecord]) -> str:
     """A column for each model, that of a run and the plain average beside it; then what their difference is worth."""
     columns = [(record, model) for record in records for model in _models(record)]
     classes = list(dict.fromkeys(name for _, model in columns for name in model.recall))[:MOST_CLASSES]
-    rows = [("", _names(records))]
+    rows = [("", _names(records, several=len(records) > 1))]
     for name, (title, share) in FIGURES.items():
         if any(name in model.figures for _, model in columns):
             rows.append((title, [_shown(model.figures.get(name), share) for _, model in columns]))
@@ -67,17 +69,8 @@ def hardest(folder: Path) -> str:
         InputError: If the file of the losses cannot be read.
     """
     path = folder / LOSSES
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            unit = (reader.fieldnames or ["line"])[0]
-            rows = [(float(row["loss"]), row[unit], row) for row in reader if row["part"] == "held_out"]
-        if not rows:
-            raise ValueError("no held-out row")
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(
-            f"{path} must be what a run wrote; got {type(error).__name__}: {error}. Copy it whole, or train again."
-        ) from error
+    with _held_out(path) as (unit, held_out):
+        rows = [(float(row["loss"]), row[unit], row) for row in held_out]
     rows.sort(key=lambda one: -one[0])
     lines = [
         f"{unit} {line}: {shown(row['label'])}, predicted {shown(row['prediction'])}, loss {loss:.4g}"
@@ -86,24 +79,67 @@ def hardest(folder: Path) -> str:
     return "\n".join(["the hardest held-out rows:", *lines, f"all of them: {path}"])
 
 
-def losses_of(runs: Sequence[Path]) -> Inspection:
+def numbers_of(runs: Sequence[Path]) -> Numbers | None:
+    """What the models of runs say of their held-out rows, to be drawn; None where they are classes.
+
+    Raises:
+        InputError: If several runs are not on the same numbers, or a file cannot be read.
+    """
+    records = [TableRecord.read(run) for run in runs]
+    if any(record.data["classes"] for record in records) or len({one.data["measured"] for one in records}) > 1:
+        if len(runs) > 1:
+            raise InputError(
+                f"`--figure` must come with one run on a table, or with runs on numbers that were measured on the same "
+                f"rows; got {len(runs)} others. Draw them one by one."
+            )
+        return None
+    predicted = {}
+    for record in records:
+        with _held_out(record.config.folder / LOSSES) as (unit, rows):
+            places = tuple(int(row[unit]) for row in rows)
+            true = tuple(float(row["label"]) for row in rows)
+            for model, name in zip(_models(record), _names([record], several=len(runs) > 1), strict=True):
+                column = "plain_average" if model is record.plain else "prediction"
+                predicted[name] = tuple(float(row[column]) for row in rows)
+    return Numbers(records[0].config.label_column, unit, places, true, predicted)
+
+
+@contextmanager
+def _held_out(path: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """What the lines count, and those of the rows held out; whoever finds that a file is no such file may say so.
+
+    Raises:
+        InputError: If it cannot be read, or a column or a number is missing.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            unit = (reader.fieldnames or ["line"])[0]
+            rows = [row for row in reader if row["part"] == "held_out"]
+        if not rows:
+            raise ValueError("no held-out row")
+        yield unit, rows
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(
+            f"{path} must be what a run wrote; got {type(error).__name__}: {error}. Copy it whole, or train again."
+        ) from error
+
+
+def losses_of(run: Path) -> Inspection:
     """The losses of all rows of a run, to be drawn.
 
     Raises:
-        InputError: If there are several runs, or the file cannot be read.
+        InputError: If the file cannot be read.
     """
-    if len(runs) != 1:
-        raise InputError(f"`--figure` must come with one run on a table; got {len(runs)}. Draw them one by one.")
-    return inspect(runs[0] / LOSSES, class_column="label" if TableRecord.read(runs[0]).data["classes"] else None)
+    return inspect(run / LOSSES, class_column="label" if TableRecord.read(run).data["classes"] else None)
 
 
 def _models(record: TableRecord) -> list[ModelRecord]:
     return [record.plain] if record.model.called == "average" else [record.plain, record.model]
 
 
-def _names(records: Sequence[TableRecord]) -> list[str]:
+def _names(records: Sequence[TableRecord], *, several: bool) -> list[str]:
     """Of the models; with several runs, each with the folder of its run."""
-    several = len(records) > 1
     return [
         f"{record.config.folder}: {model.called}" if several else model.called
         for record in records

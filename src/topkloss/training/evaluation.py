@@ -6,13 +6,13 @@ Nothing here needs torch, so that a report shows it in an instant.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from topkloss.training.errors import InputError
 from topkloss.training.records import replacing
 
-__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure", "write_evaluation"]
+__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure", "Numbers", "write_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,34 @@ class Bin:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Rows whose labels are numbers, and what models say of them.
+
+    Attributes:
+        label: The column of the labels, in whose unit all these numbers are.
+        unit: What a place counts: "line" or "row".
+        places: Of the rows, in their table.
+        true: Their labels.
+        predicted: Of each model, by what a reader calls it, a number for each row; the last is the one that was chosen.
+    """
+
+    label: str
+    unit: str
+    places: tuple[int, ...]
+    true: tuple[float, ...]
+    predicted: dict[str, tuple[float, ...]]
+
+    def largest(self, name: str, count: int) -> list[int]:
+        """The rows, by their order here, with the largest absolute errors of a model, the largest first."""
+        errors = self.errors(name)
+        return sorted(range(len(errors)), key=lambda row: -errors[row])[:count]
+
+    def errors(self, name: str) -> list[float]:
+        """The absolute errors of a model."""
+        return [abs(one - true) for one, true in zip(self.predicted[name], self.true, strict=True)]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A run, measured.
 
@@ -92,6 +120,7 @@ class Evaluation:
         resamples: How often the images were drawn for the intervals.
         seed: Of the drawing.
         unit: What was measured: "images" or "rows".
+        numbers: Of a model of numbers each row, for the text and the picture; not written.
     """
 
     run: str
@@ -106,12 +135,15 @@ class Evaluation:
     resamples: int
     seed: int
     unit: str = "images"
+    numbers: Numbers | None = None
 
     def write(self, path: Path) -> None:
         """Writes it as JSON; what is undefined is null."""
         with replacing(path) as partial:
-            content = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
-            partial.write_text(content + "\n", encoding="utf-8")
+            content = asdict(replace(self, numbers=None))
+            del content["numbers"]
+            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+            partial.write_text(text + "\n", encoding="utf-8")
 
 
 def write_evaluation(evaluation: Evaluation, out: Path | None) -> Path:

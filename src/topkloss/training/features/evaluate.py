@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from topkloss.training.errors import InputError, shown
-from topkloss.training.evaluation import Evaluation
+from topkloss.training.evaluation import Evaluation, Numbers
+from topkloss.training.features.columns import Floats, Table
 from topkloss.training.features.data import Data, read_data, read_labelled
 from topkloss.training.features.encoding import Encoding
 from topkloss.training.features.figures import measure_rows
@@ -71,11 +73,11 @@ def evaluate_table(run: TableRun, *, csv: str | Path | None = None, images: str 
         raise InputError(f"`--images` must be left out for a run on a table; got {images}. Leave it out.")
     if csv is None:
         data = _held_out(run)
-        table, features = data.table, run.encoding.encode(data.rows, data.held_out)
-        labels = data.labels[data.held_out]
+        table, rows, places = data.table, data.rows, list(data.held_out)
+        features, labels = run.encoding.encode(rows, places), data.labels[places]
     else:
         table, rows, labels = read_labelled(Path(csv), run.record.config, run.encoding.kinds, run.model.classes)
-        features = run.encoding.encode(rows)
+        features, places = run.encoding.encode(rows), list(range(len(rows)))
     found = measure_rows(run.model, features, labels, seed=SEED)
     return Evaluation(
         run=str(run.folder),
@@ -90,7 +92,18 @@ def evaluate_table(run: TableRun, *, csv: str | Path | None = None, images: str 
         resamples=RESAMPLES,
         seed=SEED,
         unit="rows",
+        numbers=None
+        if run.model.classes
+        else _numbers(run, table, [rows.lines[at] for at in places], features, labels),
     )
+
+
+def _numbers(run: TableRun, table: Table, places: Sequence[int], features: Floats, labels: Floats) -> Numbers:
+    """What the plain average and, where it is another, the chosen model say."""
+    record = run.record
+    models = {record.plain.called: run.plain, record.model.called: run.model}
+    predicted = {name: tuple(model.numbers(features).tolist()) for name, model in models.items()}
+    return Numbers(record.config.label_column, table.unit, tuple(places), tuple(labels.tolist()), predicted)
 
 
 def _held_out(run: TableRun) -> Data:

@@ -9,7 +9,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -77,7 +77,7 @@ def fit_table(config: TableConfig) -> TableRecord:
             seconds,
         )
         write_models(partial, encoding, model, average)
-        _write_losses(partial / LOSSES, data, training, features, model, record)
+        _write_losses(partial / LOSSES, data, training, features, (model, average), record)
         record.write(partial)
     return record
 
@@ -214,22 +214,23 @@ def _mass(training: Training, config: TableConfig) -> Floats:
 
 
 def _write_losses(
-    path: Path, data: Data, training: Training, held_out: Floats, model: Linear, record: TableRecord
+    path: Path, data: Data, training: Training, held_out: Floats, models: Sequence[Linear], record: TableRecord
 ) -> None:
-    """A line for each row that is trained on or held out: its loss, and which share of it was averaged."""
-    places, both = [*data.train, *data.held_out], (training.features, held_out)
+    """A line for each row that is trained on or held out: what is predicted, its loss, what share was averaged."""
+    model, (places, both) = models[0], ([*data.train, *data.held_out], (training.features, held_out))
     of_train = model.losses(training.features, training.labels)
     losses = np.concatenate([of_train, model.losses(held_out, data.labels[data.held_out])])
-    predicted = [label for features in both for label in model.predicted(features)]
+    predicted, plain = ([label for features in both for label in one.predicted(features)] for one in models)
     chosen = _selected(of_train, _mass(training, record.config), record.model)
     shares = [*(f"{share:.4g}" for share in chosen), *([""] * len(data.held_out))]
     parts = ["train"] * len(data.train) + ["held_out"] * len(data.held_out)
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow([data.table.unit, "part", "label", "prediction", "loss", "selected"])
-        for index, part, prediction, loss, share in zip(places, parts, predicted, losses.sum(1), shares, strict=True):
+        writer.writerow([data.table.unit, "part", "label", "prediction", "loss", "selected", "plain_average"])
+        columns = zip(places, parts, predicted, losses.sum(1), shares, plain, strict=True)
+        for index, part, prediction, loss, share, other in columns:
             row = data.rows
-            writer.writerow([row.lines[index], part, row.labels[index], prediction, f"{loss:.7g}", share])
+            writer.writerow([row.lines[index], part, row.labels[index], prediction, f"{loss:.7g}", share, other])
 
 
 def _selected(losses: Floats, mass: Floats, record: ModelRecord) -> Floats:
