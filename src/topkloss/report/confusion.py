@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
-from topkloss.report.figure import COLOURS, save
+from topkloss.report.figure import COLOURS, save, start_of
 from topkloss.report.numbers import draw_numbers
 from topkloss.training.evaluation import Evaluation
 
@@ -17,7 +17,6 @@ __all__ = ["draw_evaluation"]
 # More classes than these have no room for their numbers, or for their names.
 MOST_NUMBERS = 20
 MOST_NAMES = 60
-LONGEST_NAME = 18
 
 
 def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
@@ -34,18 +33,23 @@ def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
         draw_numbers(evaluation.numbers, path)
         return
     count = len(evaluation.classes)
-    side = min(14.0, max(4.2, 1.8 + 0.36 * count))
+    shown = [start_of(one.name) for one in evaluation.classes] if count <= MOST_NAMES else []
+    room = 0.09 * max(map(len, shown), default=0)
+    side, below = min(14.0, max(4.2, 1.8 + 0.36 * count)), room if _upright(shown) else 0.0
     if evaluation.bins:
-        picture = Picture(figsize=(side + 5.2, side + 0.4), layout="constrained")
-        left, right = picture.subplots(1, 2, gridspec_kw={"wspace": 0.06, "width_ratios": [side, 4.6]})
+        picture = Picture(figsize=(side + room + 5.6, side + below + 0.4), layout="constrained")
+        left, right = picture.subplots(1, 2, gridspec_kw={"wspace": 0.06, "width_ratios": [side + room, 5.0]})
         _reliability(right, evaluation)
     else:
-        picture = Picture(figsize=(side + 1.0, side + 0.4), layout="constrained")
+        picture = Picture(figsize=(side + room + 1.0, side + below + 0.4), layout="constrained")
         left = picture.subplots()
     _confusion(left, evaluation)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name in letters that the font does not have
-        save(picture, path)
+    save(picture, path)
+
+
+def _upright(names: Sequence[str]) -> bool:
+    """Whether names have no room side by side."""
+    return max(map(len, names), default=0) > 4
 
 
 def _confusion(axes: Axes, evaluation: Evaluation) -> None:
@@ -61,11 +65,8 @@ def _confusion(axes: Axes, evaluation: Evaluation) -> None:
                 axes.text(across, down, str(cell), ha="center", va="center", fontsize=9, color=colour)
     if len(names) <= MOST_NAMES:
         size = 10 if len(names) <= MOST_NUMBERS else 7
-        shown = [
-            name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
-            for name in names
-        ]
-        upright = sum(map(len, shown)) > 4 * len(shown)
+        shown = [start_of(name) for name in names]
+        upright = _upright(shown)
         axes.set_xticks(range(len(names)), shown, rotation=90 if upright else 0, fontsize=size, parse_math=False)
         axes.set_yticks(range(len(names)), shown, fontsize=size, parse_math=False)
     axes.tick_params(length=0)
@@ -82,9 +83,9 @@ def _reliability(axes: Axes, evaluation: Evaluation) -> None:
     confidence, accuracy = zip(*points, strict=True)
     axes.vlines(confidence, confidence, accuracy, color=COLOURS[1], linewidth=1.5, zorder=2)
     sizes = [20 + 160 * one.images / most for one in filled]
-    axes.scatter(confidence, accuracy, sizes, color=COLOURS[0], zorder=3)
+    axes.scatter(confidence, accuracy, sizes, color=COLOURS[0], zorder=3, clip_on=False)
     axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
-    axes.set(xlabel="confidence: probability of the predicted class, %", ylabel="accuracy, %")
+    axes.set(xlabel="confidence: probability of what is predicted, %", ylabel="accuracy, %")
     error = evaluation.figures["calibration_error"].value
     axes.grid(color="#eeeeee")
     axes.set_axisbelow(True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,7 @@ def draw_inspection(inspection: Inspection, path: Path) -> None:
         figure = Figure(figsize=(7, 4.8), layout="constrained")
         left = figure.subplots()
     draw_curves(left, inspection)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name in letters that the font does not have
-        save(figure, path)
+    save(figure, path)
 
 
 def draw_curves(axes: Axes, inspection: Inspection) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from topkloss.report.curves import draw_curves, draw_inspection
-from topkloss.report.figure import COLOURS, check, save
+from topkloss.report.figure import COLOURS, check, end_of, save
 from topkloss.report.losses import Inspection
 from topkloss.report.rows import losses_of, numbers_of
-from topkloss.training.errors import shown
 from topkloss.training.evaluation import Numbers
 
 __all__ = ["draw_numbers", "draw_rows"]
@@ -23,7 +21,6 @@ __all__ = ["draw_numbers", "draw_rows"]
 MOST_DOTS = 2000
 MOST_POINTS = 400
 LARGEST = 5
-LONGEST_NAME = 40
 # Width of what is drawn in a panel, in points.
 PANEL = 285.0
 STYLES = ("-", "--", "-.", ":")
@@ -74,9 +71,7 @@ def draw_numbers(numbers: Numbers, path: Path, inspection: Inspection | None = N
         panels[count - 1].set_title("losses of all rows, of those trained on too", loc="left", fontsize=10)
     for spare in panels[count:]:
         spare.set_axis_off()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name in letters that the font does not have
-        save(figure, path)
+    save(figure, path)
 
 
 def _against(axes: Axes, numbers: Numbers, name: str, colour: str) -> None:
@@ -93,13 +88,13 @@ def _against(axes: Axes, numbers: Numbers, name: str, colour: str) -> None:
         linewidths=0, zorder=2,
     )  # fmt: skip
     _rings(axes, numbers, name, drawn, PANEL / (high - low))
-    label = _short(numbers.label)
+    label = end_of(numbers.label)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     axes.set_xlabel(f"true value of {label}", parse_math=False)
     axes.set_ylabel(f"predicted {label}", parse_math=False)
     some = f", {len(drawn)} of them drawn" if len(drawn) < len(predicted) else ""
     rings = f"rings: the largest errors, by {numbers.unit} of the table"
-    title = f"{_short(name)}\n{len(predicted)} rows{some}; {rings}"
+    title = f"{end_of(name)}\n{len(predicted)} rows{some}; {rings}"
     axes.set_title(title, loc="left", fontsize=10, parse_math=False)
     _clean(axes)
 
@@ -137,14 +132,14 @@ def _sizes(axes: Axes, numbers: Numbers) -> None:
         axes.plot(
             [100 * count / n for count in counts], [errors[count - 1] for count in counts],
             color=COLOURS[place % len(COLOURS)], linestyle=STYLES[place % len(STYLES)], linewidth=2,
-            label=f"{_short(name)}\nmean {math.fsum(errors) / n:.4g}, largest {errors[0]:.4g}",
+            label=f"{end_of(name)}\nmean {math.fsum(errors) / n:.4g}, largest {errors[0]:.4g}",
         )  # fmt: skip
     ticks = [share for share in (0.01, 0.1, 1, 10, 50, 100) if share >= 100 / n]
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_formatter("")
     axes.set(ylim=(0, None), xlabel="share of the rows with at least this error, %")
-    axes.set_ylabel(f"absolute error, in the unit of {_short(numbers.label)}", parse_math=False)
+    axes.set_ylabel(f"absolute error, in the unit of {end_of(numbers.label)}", parse_math=False)
     axes.set_title("how large the errors are", loc="left", fontsize=10)
     axes.set_box_aspect(1)
     for text in axes.legend(frameon=False, fontsize=9).get_texts():
@@ -160,12 +155,6 @@ def _drawn(numbers: Numbers, name: str) -> Sequence[int]:
     ordered = sorted(range(n), key=lambda row: numbers.true[row])
     even = {ordered[place * n // MOST_DOTS] for place in range(MOST_DOTS)}
     return sorted(even | set(numbers.largest(name, LARGEST)))
-
-
-def _short(name: str) -> str:
-    """Of a name that is too long its end, which has the model and the last folder of its run."""
-    clean = shown(name)
-    return clean if len(clean) <= LONGEST_NAME else f"\N{HORIZONTAL ELLIPSIS}{clean[1 - LONGEST_NAME :]}"
 
 
 def _clean(axes: Axes) -> None:
