@@ -108,6 +108,11 @@ def nothing() -> None:
     """The arguments are bad enough."""
 
 
+def spoil_weights() -> object:
+    """What is said all the same was said before the work."""
+    return Path("run/model.safetensors").rename("run/weights")
+
+
 PREDICT = ("predict", "run", "data", "--out", "out.csv")
 OTHER = ("evaluate", "run", "--data", "data/pictures.csv")
 
@@ -153,6 +158,36 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
         lambda: Path("data/2-1.png").write_bytes(Path("data/10-1.png").read_bytes()),
         ("evaluate", "run", "--images", "data"),
         "must hold the images that run was trained on; got files of other sizes",
+    ),
+    "a figure that is a folder": (
+        lambda: (spoil_weights(), Path("data").rename("out.png")),
+        ("evaluate", "run", "--figure", "out.png"),
+        "`--figure` must be a path that can be written; got out.png, which is a folder. Pass out.png/out.png.",
+    ),
+    "a figure in no folder": (
+        spoil_weights,
+        ("evaluate", "run", "--figure", "gone/out.png"),
+        "`--figure` must be a path that can be written; got gone/out.png, and there is no gone. Make it first.",
+    ),
+    "a report in no folder": (
+        nothing,
+        ("report", "run", "--figure", "gone/out.png"),
+        "`--figure` must be a path that can be written; got gone/out.png, and there is no gone. Make it first.",
+    ),
+    "a file for a folder, before the work": (
+        spoil_weights,
+        ("evaluate", "run", "--out", "run/config.yaml"),
+        "`--out` must be a folder that can be written to; got run/config.yaml: File exists. Pass another.",
+    ),
+    "a run that is not finished, in an odd folder": (
+        lambda: Path("run").rename("my 'run'").joinpath("metrics.json").unlink(),
+        ("evaluate", "my 'run'"),
+        """`topkloss train --resume 'my '"'"'run'"'"''` finishes it.""",
+    ),
+    "a run that is there, in an odd folder": (
+        lambda: Path("run").rename("my run"),
+        ("train", "data/pictures.csv", "--out", "my run"),
+        "/my run'.",
     ),
     "another kind of figure": (nothing, ("evaluate", "run", "--figure", "out.jpg"), "`--figure` must end in .png"),
     "a file for a folder": (nothing, (*OTHER, "--out", "data/2-0.png"), "`--out` must be a folder that can be written"),

@@ -70,7 +70,7 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
     def seen(figure: Figure, *arguments: Any, **options: Any) -> None:
         found.append(figure)
-        save(figure, *arguments, **options)
+        save(figure, *arguments, **{**options, "dpi": 50})
 
     monkeypatch.setattr(Figure, "savefig", seen)
     return found
@@ -99,7 +99,18 @@ def test_every_word_can_be_read(
     picture: Callable[[tuple[str, ...], Path], None], names: tuple[str, ...], tmp_path: Path, saved: list[Figure]
 ) -> None:
     picture(names, tmp_path / "picture.png")
-    (figure,) = saved
+    assert_readable(*saved)
+
+
+def test_every_word_can_be_read_where_few_losses_are_far_larger(tmp_path: Path, saved: list[Figure]) -> None:
+    """Below the curve of the threshold there is no room."""
+    losses = [*(0.01 * place for place in range(300)), 3000, 4000]
+    (tmp_path / "losses.csv").write_text("\n".join(["loss", *map(str, losses)]))
+    draw_inspection(inspect(tmp_path / "losses.csv", constant_loss=1.0), tmp_path / "picture.png")
+    assert_readable(*saved)
+
+
+def assert_readable(figure: Figure) -> None:
     found = list(words(figure))
     wide, high = figure.bbox.width, figure.bbox.height
     outside = [word for word, box in found if box.x0 < -1 or box.y0 < -1 or box.x1 > wide + 1 or box.y1 > high + 1]

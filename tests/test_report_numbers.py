@@ -16,10 +16,12 @@ import pytest
 from tests.customers import write_real
 from topkloss.cli import main
 from topkloss.report.numbers import MOST_DOTS, draw_numbers
+from topkloss.report.rows import rows_table
 from topkloss.training.evaluation import Numbers
 from topkloss.training.features.config import TableConfig
 from topkloss.training.features.evaluate import evaluate_table, load_table_run
 from topkloss.training.features.fit import fit_table
+from topkloss.training.features.records import TableRecord
 
 TRUE = (1.0, 2.0, 3.0, 4.0)
 NUMBERS = Numbers(
@@ -127,7 +129,16 @@ def test_the_report_draws_runs_on_the_same_rows(fitted: Path, tmp_path: Path) ->
     assert [word for word in together if word.endswith((": average", ": top-k 0.5"))]
     assert "losses of all rows, of those trained on too" not in together
     plain = load_table_run(fitted / "mined").record.plain.figures["mean_absolute_error"]
-    assert [word for word in alone if word.startswith(f"mean {plain:.4g}, largest ")]
+    assert [word for word in alone if word.startswith(f"mean {plain:.5g}, largest ")]
+
+
+def test_a_gain_of_hundreds_is_no_power_of_ten(fitted: Path) -> None:
+    record = TableRecord.read(fitted / "mined")
+    far = rows_table([replace(record, difference=-1234.5, chance=231.7)])
+    assert "is 1200 of mean absolute error worse than the plain average" in far
+    assert "more than the 230 that" in far
+    near = rows_table([replace(record, difference=0.00012345, chance=0.5)])
+    assert "is 0.00012 of mean absolute error better than" in near
 
 
 def test_runs_on_other_rows_are_not_drawn_together(

@@ -240,6 +240,17 @@ def test_of_many_classes_the_worst_are_shown() -> None:
     assert not any(line.startswith("class 30 ") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(7.3214e-06, "7.3214e-06"), (0.012345678, "0.012346"), (3691.2607, "3691.3"), (47780.2, "47780")],
+)
+def test_an_error_has_five_digits_whatever_its_unit(error: float, said: str) -> None:
+    figures = {name: Figure(error, error, error) for name in ("mean_absolute_error", "root_mean_square_error")}
+    lines = text(replace(EVALUATION, figures=figures, classes=())).splitlines()
+    for name in ("mean absolute error", "root mean square error"):
+        assert next(line for line in lines if line.startswith(name)).split()[-4:] == [*(said, said, "to", said)]
+
+
 def test_it_is_written_as_json(tmp_path: Path) -> None:
     path = write_evaluation(EVALUATION, tmp_path / "new" / "folder")
     assert [file.name for file in path.parent.iterdir()] == ["evaluation.json"]

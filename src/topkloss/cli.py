@@ -131,11 +131,12 @@ def _report(runs: Sequence[Path], figure: Path | None) -> None:
     from topkloss.report.table import table
 
     records = [RunRecord.read(run) for run in runs]
-    print(table(records))
     if figure is not None:
         from topkloss.report.figure import draw
 
         draw(records, figure)
+    print(table(records))
+    if figure is not None:
         print(f"figure: {figure}")
 
 
@@ -155,8 +156,10 @@ def _report_rows(runs: Sequence[Path], figure: Path | None) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from topkloss.report.evaluation import text
-    from topkloss.training.evaluation import write_evaluation
+    from topkloss.training.evaluation import check_out_folder, write_evaluation
 
+    if arguments.out is not None or arguments.run.is_dir():
+        check_out_folder(arguments.out or arguments.run)
     if arguments.figure is not None:
         from topkloss.report.confusion import draw_evaluation
         from topkloss.report.figure import check

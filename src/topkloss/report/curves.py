@@ -97,6 +97,15 @@ def _name_curves(axes: Axes, fractions: Tensor, value: Tensor, threshold: Tensor
     if not bool(middle.any()):
         return
     at = int((value - threshold).masked_fill(~middle, -1.0).argmax())
+    low, high = axes.get_ylim()
+    if float(threshold[at]) - low < 0.16 * (high - low):  # no room below
+        axes.legend(
+            ["value AT_k: mean of the selected", "threshold: least of the selected"],
+            loc="center right",
+            framealpha=0.8,
+            edgecolor="none",
+        )
+        return
     for curve, name, away, side, below in (
         (value, "value AT_k:\nmean of the selected", 8, "left", "bottom"),
         (threshold, "threshold:\nleast of the selected", -8, "right", "top"),

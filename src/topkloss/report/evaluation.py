@@ -23,6 +23,8 @@ FIGURES = {
     "mean_absolute_error": ("mean absolute error", False),
     "root_mean_square_error": ("root mean square error", False),
 }
+# In the unit of the labels, which may be anything.
+IN_UNITS = ("mean_absolute_error", "root_mean_square_error")
 
 
 def text(evaluation: Evaluation) -> str:
@@ -39,7 +41,8 @@ def _headline(evaluation: Evaluation) -> list[str]:
         figure = evaluation.figures.get(name)
         if figure is None:
             continue
-        rows.append((title, _shown(figure.value, share), _interval(figure, share)))
+        form = ".5g" if name in IN_UNITS else ".4f"
+        rows.append((title, _shown(figure.value, share, form), _interval(figure, share, form)))
     return _aligned(rows)
 
 
@@ -99,14 +102,14 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return ["", *notes] if notes else []
 
 
-def _shown(value: float | None, share: bool) -> str:
+def _shown(value: float | None, share: bool, form: str = ".4f") -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.1f}" if share else f"{value:.4f}"
+    return f"{100 * value:.1f}" if share else f"{value:{form}}"
 
 
-def _interval(figure: Figure, share: bool) -> str:
-    return "-" if figure.low is None else f"{_shown(figure.low, share)} to {_shown(figure.high, share)}"
+def _interval(figure: Figure, share: bool, form: str) -> str:
+    return "-" if figure.low is None else f"{_shown(figure.low, share, form)} to {_shown(figure.high, share, form)}"
 
 
 def _name(name: str) -> str:

@@ -69,10 +69,15 @@ def check(path: Path) -> None:
     """What can be said of the path of a picture before there is one.
 
     Raises:
-        InputError: If it ends otherwise than ``.png`` or ``.svg``.
+        InputError: If it ends otherwise than ``.png`` or ``.svg``, is a folder, or lies in none.
     """
     if path.suffix not in (".png", ".svg"):
         raise InputError(f"`--figure` must end in .png or .svg; got {path}. Pass {path.with_suffix('.png')}.")
+    says = f"`--figure` must be a path that can be written; got {path}"
+    if path.is_dir():
+        raise InputError(f"{says}, which is a folder. Pass {path / path.name}.")
+    if not path.parent.is_dir():
+        raise InputError(f"{says}, and there is no {path.parent}. Make it first.")
 
 
 def save(figure: Figure, path: Path) -> None:

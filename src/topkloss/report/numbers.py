@@ -132,7 +132,7 @@ def _sizes(axes: Axes, numbers: Numbers) -> None:
         axes.plot(
             [100 * count / n for count in counts], [errors[count - 1] for count in counts],
             color=COLOURS[place % len(COLOURS)], linestyle=STYLES[place % len(STYLES)], linewidth=2,
-            label=f"{end_of(name)}\nmean {math.fsum(errors) / n:.4g}, largest {errors[0]:.4g}",
+            drawstyle="steps-pre", label=f"{end_of(name)}\nmean {math.fsum(errors) / n:.5g}, largest {errors[0]:.5g}",
         )  # fmt: skip
     ticks = [share for share in (0.01, 0.1, 1, 10, 50, 100) if share >= 100 / n]
     axes.set_xscale("log")

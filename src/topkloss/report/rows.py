@@ -176,8 +176,8 @@ def _verdict(record: TableRecord, several: bool) -> list[str]:
         factor, unit = GAINS[record.config.score or "accuracy"]
         gain, points = factor * record.difference, factor * record.chance
         said = "no more than" if abs(gain) <= points else "more than"
-        compared = f"{abs(gain):.2g} {unit} {'better' if gain > 0 else 'worse'} than"
-        explained = f"{said} the {points:.2g} that the choice of these rows explains by chance."
+        compared = f"{_rounded(abs(gain))} {unit} {'better' if gain > 0 else 'worse'} than"
+        explained = f"{said} the {_rounded(points)} that the choice of these rows explains by chance."
         if gain == 0:
             compared, explained = "exactly as good as", f"it reaches the same {unit.rpartition('of ')[2]}."
         lines.append(
@@ -196,6 +196,11 @@ def _verdict(record: TableRecord, several: bool) -> list[str]:
             "data. Pass larger --fractions."
         )
     return lines
+
+
+def _rounded(value: float) -> str:
+    """Two digits that count, without a power of ten where there is no need."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def _error(model: ModelRecord) -> str:

@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import save
 from torch import Tensor
 
-from topkloss.training.errors import DiskError, InputError
+from topkloss.training.errors import DiskError, InputError, in_command
 from topkloss.training.files import check_new
 from topkloss.training.records import WEIGHTS, replacing, write_epochs
 from topkloss.training.task import ImageClassifier
@@ -148,5 +148,5 @@ def disk(folder: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise DiskError(
             f"{folder} must have room for {what}; got {error.strerror or error}. What was saved before is whole: free "
-            f"some space, then `topkloss train --resume {folder}`."
+            f"some space, then `topkloss train --resume {in_command(folder)}`."
         ) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 
-__all__ = ["DiskError", "InputError", "Refuse", "refuse_listed", "shown", "stop"]
+__all__ = ["DiskError", "InputError", "Refuse", "in_command", "refuse_listed", "shown", "stop"]
 
 # What is done with a sentence about a mistake: `stop` raises it; the `append` of a list goes on and finds the next.
 Refuse = Callable[[str], None]
@@ -36,6 +37,16 @@ def refuse_listed(source: object, problems: Sequence[str]) -> None:
     if problems:
         number = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
         raise InputError(f"{shown(source)} must be free of problems; got {number}. Correct what is listed.")
+
+
+def in_command(path: object) -> str:
+    """A path as it may stand in a command that is to be copied: quoted where a shell needs it.
+
+    Example:
+        >>> in_command("my runs/a")
+        "'my runs/a'"
+    """
+    return shlex.quote(shown(path))
 
 
 def shown(name: object) -> str:

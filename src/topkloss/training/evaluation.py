@@ -5,14 +5,16 @@ Nothing here needs torch, so that a report shows it in an instant.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from topkloss.training.errors import InputError
 from topkloss.training.records import replacing
 
-__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure", "Numbers", "write_evaluation"]
+__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure", "Numbers", "check_out_folder", "write_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,22 @@ class Evaluation:
             partial.write_text(text + "\n", encoding="utf-8")
 
 
+def check_out_folder(out: Path) -> None:
+    """What can be said of the folder for an evaluation before there is one.
+
+    Raises:
+        InputError: If a file is in its place, or nothing may be written where it is or would be made.
+    """
+    there = next(one for one in (out, *out.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = os.strerror(errno.EACCES if there.is_dir() else errno.EEXIST if there == out else errno.ENOTDIR)
+        raise _unwritable(out, reason)
+
+
+def _unwritable(folder: Path, reason: str | None) -> InputError:
+    return InputError(f"`--out` must be a folder that can be written to; got {folder}: {reason}. Pass another.")
+
+
 def write_evaluation(evaluation: Evaluation, out: Path | None) -> Path:
     """Writes ``evaluation.json``.
 
@@ -164,7 +182,5 @@ def write_evaluation(evaluation: Evaluation, out: Path | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         evaluation.write(folder / "evaluation.json")
     except OSError as error:
-        raise InputError(
-            f"`--out` must be a folder that can be written to; got {folder}: {error.strerror}. Pass another."
-        ) from error
+        raise _unwritable(folder, error.strerror) from error
     return folder / "evaluation.json"

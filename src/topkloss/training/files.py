@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from topkloss.training.errors import InputError
+from topkloss.training.errors import InputError, in_command
 from topkloss.training.records import replacing
 
 __all__ = ["check_new", "check_out", "written"]
@@ -37,7 +37,9 @@ def check_new(folder: Path, *, resumable: bool = True) -> None:
     """
     if folder.exists() and not (folder.is_dir() and not list(_of_others(folder))):
         way_out = (
-            f"Pass another, or --resume {folder}" if resumable and (folder / "config.yaml").exists() else "Pass another"
+            f"Pass another, or --resume {in_command(folder)}"
+            if resumable and (folder / "config.yaml").exists()
+            else "Pass another"
         )
         raise InputError(f"`--out` must be a new or empty folder; got {folder}, which exists. {way_out}.")
 

@@ -38,7 +38,7 @@ from topkloss.training.checkpoints import (
 )
 from topkloss.training.config import FREE, TrainConfig, checked
 from topkloss.training.data import Images, ImageTable, preparation, split, table_of
-from topkloss.training.errors import DiskError, InputError
+from topkloss.training.errors import DiskError, InputError, in_command
 from topkloss.training.examples import imbalance
 from topkloss.training.losses import create_criterion
 from topkloss.training.models import check_takes, colours, create_model, load_weights, own_size
@@ -246,7 +246,7 @@ def _how_to_go_on(folder: Path) -> str:
     saved = load(folder)
     epochs = 0 if saved is None else len(saved["progress"]["epochs"])
     kept = f"{epochs} epoch{'' if epochs == 1 else 's'} saved" if epochs else "no epoch was over"
-    return f"{kept}; `topkloss train --resume {_short(folder)}` continues."
+    return f"{kept}; `topkloss train --resume {in_command(_short(folder))}` continues."
 
 
 def _trainer(config: TrainConfig, folder: Path) -> lightning.Trainer:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from topkloss.training.config import TrainConfig
-from topkloss.training.errors import InputError
+from topkloss.training.errors import InputError, in_command
 from topkloss.training.optionfile import RECORDED, given
 
 __all__ = ["WEIGHTS", "Begun", "EpochRecord", "RunRecord", "TrainConfig", "replacing", "write_epochs"]
@@ -175,7 +175,11 @@ class RunRecord:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             finished = (folder / "metrics.json").exists()
-            way_out = "Copy it whole, or train again" if finished else f"`topkloss train --resume {folder}` finishes it"
+            way_out = (
+                "Copy it whole, or train again"
+                if finished
+                else f"`topkloss train --resume {in_command(folder)}` finishes it"
+            )
             raise InputError(
                 f"{folder} must be the folder of a finished run, with metrics.json and metrics.csv; "
                 f"got {type(error).__name__}: {error}. {way_out}."
