@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -108,6 +109,16 @@ def test_every_word_can_be_read_where_few_losses_are_far_larger(tmp_path: Path, 
     (tmp_path / "losses.csv").write_text("\n".join(["loss", *map(str, losses)]))
     draw_inspection(inspect(tmp_path / "losses.csv", constant_loss=1.0), tmp_path / "picture.png")
     assert_readable(*saved)
+    axes = saved[0].axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    means = {
+        text.get_text().partition(":")[0]: line.get_color()
+        for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    curves = [(line.get_color(), np.asarray(line.get_ydata())) for line in axes.lines]
+    areas = {colour: heights.sum() for colour, heights in curves if len(heights) > 100}
+    assert areas[means["value AT_k"]] > areas[means["threshold"]]
 
 
 def assert_readable(figure: Figure) -> None:

@@ -17,6 +17,7 @@ from topkloss.report.losses import Inspection, most_different, number_of
 __all__ = ["draw_curves", "draw_inspection"]
 
 POINTS = 400
+NAMES = {"threshold": "threshold:\nleast of the selected", "value": "value AT_k:\nmean of the selected"}
 # With more cells in a row their numbers would not fit.
 MOST_NUMBERS = 12
 BEHIND_TEXT: dict[str, Any] = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
@@ -51,7 +52,8 @@ def draw_curves(axes: Axes, inspection: Inspection) -> None:
     least = min(0.9, max(1 / len(inspection.losses), min(places) / 2))
     fractions, value, threshold = _points(inspection.losses, least)
     for column, curve, colour in (("threshold", threshold, COLOURS[1]), ("value", value, COLOURS[0])):
-        axes.plot(fractions.tolist(), curve.tolist(), color=colour, linewidth=2)
+        label = NAMES[column].replace("\n", " ")
+        axes.plot(fractions.tolist(), curve.tolist(), color=colour, linewidth=2, label=label)
         dots = [(row.fraction, getattr(row, column)) for row in table.rows if row.fraction >= least]
         finite = [dot for dot in dots if math.isfinite(dot[1])]
         axes.plot([x for x, _ in finite], [y for _, y in finite], "o", color=colour, markersize=5, clip_on=False)
@@ -99,16 +101,11 @@ def _name_curves(axes: Axes, fractions: Tensor, value: Tensor, threshold: Tensor
     at = int((value - threshold).masked_fill(~middle, -1.0).argmax())
     low, high = axes.get_ylim()
     if float(threshold[at]) - low < 0.16 * (high - low):  # no room below
-        axes.legend(
-            ["value AT_k: mean of the selected", "threshold: least of the selected"],
-            loc="center right",
-            framealpha=0.8,
-            edgecolor="none",
-        )
+        axes.legend(loc="center right", framealpha=0.8, edgecolor="none")
         return
     for curve, name, away, side, below in (
-        (value, "value AT_k:\nmean of the selected", 8, "left", "bottom"),
-        (threshold, "threshold:\nleast of the selected", -8, "right", "top"),
+        (value, NAMES["value"], 8, "left", "bottom"),
+        (threshold, NAMES["threshold"], -8, "right", "top"),
     ):
         axes.annotate(
             name, (float(fractions[at]), float(curve[at])), (away, away), textcoords="offset points", ha=side, va=below,
