@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,22 @@ def test_export(here: Path, name: str) -> None:
     assert first.startswith("largest difference from the model on 3 random images: ")
     assert second == f"results: {name}"
     assert {path.name for path in here.iterdir()} == {"data", "run", name}
+
+
+def test_an_export_that_does_not_fit_is_one_sentence(here: Path) -> None:
+    """As on a full disk: no file may be larger than half of the weights."""
+    most = (here / "run" / "model.safetensors").stat().st_size // 2
+    script = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); "
+        "from topkloss.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "export", "run", "--out", "model.pt2"]
+    result = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "topkloss: `--out` must be a path that can be written; got model.pt2: File too large. Pass another.\n"
+    )
+    assert {path.name for path in here.iterdir()} == {"data", "run"}
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,7 +136,9 @@ def _write_pt2(model: nn.Module, images: Tensor, metadata: dict[str, object], pa
     program = torch.export.export(model, (images,), dynamic_shapes=_shapes())
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # lines of code, with the paths of this machine
-    torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+    whole = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, whole, extra_files={METADATA: json.dumps(metadata)})
+    path.write_bytes(whole.getbuffer())
 
 
 def _open_pt2(path: Path) -> Callable[[Tensor], Tensor]:
