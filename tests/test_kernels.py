@@ -728,3 +728,16 @@ def test_gradients_of_many_slopes_at_once_are_those_of_each(backend: Any) -> Non
     slopes = torch.tensor([1.0, 0.0, -2.0])
     (batched,) = torch.autograd.grad(value, outputs, slopes, is_grads_batched=True)
     torch.testing.assert_close(batched, slopes.view(3, 1, 1) * gradient)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("losses", marks=built)])
+def test_a_slope_that_is_nan_reaches_what_is_selected_alone(backend: Any) -> None:
+    outputs, targets = logits_and_targets((300, 5), torch.float32)
+    inputs = (F.cross_entropy(outputs, targets, reduction="none") if backend == "losses" else outputs).requires_grad_()
+    if backend == "losses":
+        value = average_top_k(inputs, fraction=0.3, mask=targets != -100)
+    else:
+        value = average_top_k_cross_entropy(inputs, targets, fraction=0.3, backend=backend)
+    (gradient,) = torch.autograd.grad(value, inputs, retain_graph=True)
+    (poisoned,) = torch.autograd.grad(value, inputs, torch.tensor(math.nan))
+    torch.testing.assert_close(poisoned, gradient.masked_fill(gradient != 0, math.nan), equal_nan=True)

@@ -97,8 +97,9 @@ def weigh(counted: Counted | Line, selected: Scalar, end: Cut | None = None, sta
         start: Where it begins.
     """
     if isinstance(counted, Line):
-        scale = math.nan if counted.poisoned else 1 / float(selected) if selected > 0 else 0.0
-        last = (-math.inf, 1.0) if end is None else (float(end.score), float(end.part))
+        scale = 1 / float(selected) if selected > 0 else 0.0
+        lowest = math.nan if counted.poisoned else -math.inf
+        last = (lowest, 1.0) if end is None else (float(end.score), float(end.part))
         first = () if start is None else (float(start.score), float(1 - start.part))
         return Weighing(counted, native.Stretch(*last, scale, *first))
     assert isinstance(selected, Tensor)

@@ -48,7 +48,7 @@ def in_numbers(line: native.Line, total: float, poisoned: bool, asked: float, is
         return NOTHING_COUNTED
     counted = Line(line, total, poisoned, omitted=0, dtype=line.tensors[0].dtype)
     threshold, part, wanted = (float(number) for number in _end(counted, asked, is_fraction))
-    return native.Stretch(threshold, math.nan if poisoned else part, math.nan if poisoned else 1 / wanted)
+    return native.Stretch(threshold, *((math.nan, math.nan) if poisoned else (part, 1 / wanted)))
 
 
 def _end(counted: Counted | Line, asked: float, is_fraction: bool) -> tuple[Scalar, Scalar, Scalar]:

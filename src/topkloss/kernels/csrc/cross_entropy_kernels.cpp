@@ -495,7 +495,7 @@ struct Averaged {
 template <typename T, typename Real>
 int select(const Place<T> &at, const Averaged &averaged, int *index, Real *weight) {
   weigh<Real>(averaged.line, averaged.stretch, at.element, at.size, weight);
-  if (averaged.stretch.scale != averaged.stretch.scale) {  // NaN for all that counts
+  if (averaged.stretch.end != averaged.stretch.end) {  // NaN for all that counts
     const Real *const scores = static_cast<const Real *>(averaged.line.scores) + at.element;
     for (int p = 0; p < at.size; ++p) weight[p] = scores[p] == -static_cast<Real>(__builtin_inf()) ? Real{0} : weight[p];
   }

@@ -39,8 +39,8 @@ struct topkloss_counted {
 };
 
 // A stretch of a line that is ranked, the largest first. An element weighs its mass times the scale where its score is
-// below the start and above the end, a part of that at either, nothing beyond. A scale that is NaN weighs all that
-// counts NaN.
+// below the start and above the end, a part of that at either, nothing beyond; 0 whatever the scale. By an end that is
+// NaN all that counts weighs NaN.
 struct topkloss_stretch {
   double end, end_part, scale, start, start_part;
 };

@@ -47,8 +47,8 @@ TOPKLOSS_FAST inline const double *masses_of(const topkloss_line &line, int64_t 
 template <typename Score, typename Weight>
 TOPKLOSS_FAST inline void weigh_each(const Score *scores, const topkloss_stretch &stretch, int32_t size,
                                      Weight *weights) {
-  if (stretch.scale != stretch.scale) {
-    for (int32_t i = 0; i < size; ++i) weights[i] = static_cast<Weight>(stretch.scale);
+  if (stretch.end != stretch.end) {
+    for (int32_t i = 0; i < size; ++i) weights[i] = static_cast<Weight>(stretch.end);
     return;
   }
   const auto start = static_cast<Score>(stretch.start), end = static_cast<Score>(stretch.end);
