@@ -84,7 +84,8 @@ class Scored(NamedTuple):
 class Stretch(NamedTuple):
     """A stretch of what is ranked, the largest first: an element in it weighs its mass times the scale.
 
-    At its start and at its end a part of that; 0 beyond, whatever the scale. By an end of NaN all that counts weighs NaN.
+    At its start and at its end a part of that; 0 beyond, whatever the scale. By an end of NaN all that counts weighs
+    NaN.
     """
 
     end: float
