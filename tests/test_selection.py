@@ -202,6 +202,24 @@ def test_a_word_read_from_a_file_is_that_word() -> None:
         average_top_k(losses, k=1, nan_policy=raise_)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("beside", [{}, {"mask": torch.arange(12).reshape(2, 6).t() != 11}])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_nan_is_omitted_in_any_layout(scored: bool, beside: dict[str, Tensor], weighted: bool) -> None:
+    losses = torch.arange(12.0).reshape(2, 6).t()  # beside what is dense it lies in another order
+    losses[4, 1] = math.nan
+    assert not losses.is_contiguous()
+    beside = beside | ({"scores": losses.nan_to_num(nan=99.0)} if scored else {})
+    beside = beside | ({"sample_weight": torch.full((6, 2), 0.5)} if weighted else {})
+    ours = topk_select(losses, k=2, nan_policy="omit", **beside)
+    dense = {name: tensor.contiguous() for name, tensor in beside.items()}
+    theirs = topk_select(losses.contiguous(), k=2, nan_policy="omit", **dense)
+    assert ours.omitted == theirs.omitted == 1
+    assert ours.value == theirs.value
+    assert torch.equal(ours.weights, theirs.weights)
+    assert ours.weights[4, 1] == 0
+
+
 def test_a_masked_nan_is_not_omitted_but_masked() -> None:
     losses = torch.tensor([math.nan, 1.0])
     assert topk_select(losses, k=1, mask=torch.tensor([False, True]), nan_policy="omit").omitted == 0

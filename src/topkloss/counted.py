@@ -92,7 +92,8 @@ def line(
     if not memory_is_readable(losses, mask, sample_weight, scores):
         return count(losses, **given, nan_policy=nan_policy)
     check_nan_policy(nan_policy)
-    ranked = dense(losses if scores is None else scores)
+    losses = dense(losses)
+    ranked = losses if scores is None else dense(scores)
     mask = None if mask is None else dense(mask, torch.bool)
     own = torch.float32 if sample_weight is not None and sample_weight.dtype == torch.float32 else torch.float64
     mass = None if sample_weight is None else dense(sample_weight, own)
@@ -110,7 +111,7 @@ def line(
         memory = native.line(ranked, mass, mask)
         total, poisoned, _ = native.count(memory)
     elif scores is not None:
-        poisoned = poisoned or native.count(native.line(dense(losses), mass, mask))[1]
+        poisoned = poisoned or native.count(native.line(losses, mass, mask))[1]
     poisoned = poisoned or total == math.inf
     _raise_if(nan_policy == "raise" and poisoned)
     return Line(memory, 0.0 if poisoned else total, poisoned, omitted, computing_dtype(losses))
