@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -205,7 +206,7 @@ def test_a_word_read_from_a_file_is_that_word() -> None:
 @pytest.mark.parametrize("scored", [False, True])
 @pytest.mark.parametrize("beside", [{}, {"mask": torch.arange(12).reshape(2, 6).t() != 11}])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_nan_is_omitted_in_any_layout(scored: bool, beside: dict[str, Tensor], weighted: bool) -> None:
+def test_a_nan_is_omitted_in_any_layout(scored: bool, beside: dict[str, Any], weighted: bool) -> None:
     losses = torch.arange(12.0).reshape(2, 6).t()  # beside what is dense it lies in another order
     losses[4, 1] = math.nan
     assert not losses.is_contiguous()
