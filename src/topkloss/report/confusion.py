@@ -8,15 +8,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
-from topkloss.report.figure import COLOURS, save, start_of
+from topkloss.report.figure import COLOURS, LETTER, MOST_NAMES, save, start_of
 from topkloss.report.numbers import draw_numbers
 from topkloss.training.evaluation import Evaluation
 
 __all__ = ["draw_evaluation"]
 
-# More classes than these have no room for their numbers, or for their names.
+# More classes than these have no room for their numbers.
 MOST_NUMBERS = 20
-MOST_NAMES = 60
 
 
 def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
@@ -34,7 +33,7 @@ def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
         return
     count = len(evaluation.classes)
     shown = [start_of(one.name) for one in evaluation.classes] if count <= MOST_NAMES else []
-    room = 0.09 * max(map(len, shown), default=0)
+    room = LETTER * max(map(len, shown), default=0)
     side, below = min(14.0, max(4.2, 1.8 + 0.36 * count)), room if _upright(shown) else 0.0
     if evaluation.bins:
         picture = Picture(figsize=(side + room + 5.6, side + below + 0.4), layout="constrained")

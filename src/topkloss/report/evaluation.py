@@ -9,6 +9,7 @@ __all__ = ["text"]
 # More classes than these nobody reads: the ones with the least F1 are shown.
 MOST_CLASSES = 30
 LONGEST_NAME = 24
+# Errors that are named, in the text and in the picture.
 LARGEST = 5
 
 # Name in the record: what a reader calls it, and whether it is a share, shown in %.

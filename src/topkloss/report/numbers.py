@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from topkloss.report.curves import draw_curves, draw_inspection
+from topkloss.report.evaluation import LARGEST
 from topkloss.report.figure import COLOURS, check, end_of, save
 from topkloss.report.losses import Inspection
 from topkloss.report.rows import losses_of, numbers_of
@@ -20,7 +21,6 @@ __all__ = ["draw_numbers", "draw_rows"]
 # More dots are a blot: of more rows some are drawn, evenly along the true values, and those with the largest errors.
 MOST_DOTS = 2000
 MOST_POINTS = 400
-LARGEST = 5
 # Width of what is drawn in a panel, in points.
 PANEL = 285.0
 STYLES = ("-", "--", "-.", ":")
