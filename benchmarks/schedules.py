@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from topkloss import AverageTopKCrossEntropyLoss
-from topkloss.schedule import ConstantFraction, CosineFraction, LinearFraction
+from topkloss.loop.schedule import ConstantFraction, CosineFraction, LinearFraction
 
 __all__ = ["LEDGER", "Row", "Runs", "main"]
 

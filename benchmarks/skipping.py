@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from benchmarks.schedules import digits
 from topkloss import AverageTopKCrossEntropyLoss, SelectiveStep
-from topkloss.schedule import LinearFraction
+from topkloss.loop.schedule import LinearFraction
 
 __all__ = ["LEDGER", "Row", "main"]
 

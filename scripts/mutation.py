@@ -32,7 +32,7 @@ from cosmic_ray.work_db import use_db
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "topkloss"
 EXPLAINED = Path(__file__).with_name("mutation_survivors.csv")
-MODULES = ("counted.py", "groups.py", "selection.py", "aggregate.py")
+MODULES = ("ranking/ranking.py", "ranking/groups.py", "ranking/selection.py", "aggregates/average.py")
 # First a glance, the oracles and few random batches; what it does not notice is tried in full. What tries the threshold
 # alone, or compiles machine code, is left out.
 SELECTION = "tests/test_selection.py"

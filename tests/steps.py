@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import topkloss
 from topkloss import WORLD, AverageTopKCrossEntropyLoss, AverageTopKLoss, CrossEntropy, RegionLoss, SelectiveStep
-from topkloss.regions import dice_loss
+from topkloss.losses import dice_loss
 
 WEIGHT = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
 CE = partial(CrossEntropy, ignore_index=255)

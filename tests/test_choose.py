@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from topkloss import average_top_k, reference
-from topkloss.choose import Choices, choices
+from topkloss.loop.inspect import Choices, choices
 
 # Quarters and small masses: every sum of them is exact in float64.
 QUARTERS = st.integers(0, 40).map(lambda quarters: quarters / 4)

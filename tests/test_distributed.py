@@ -27,8 +27,8 @@ import topkloss
 from tests.ranks import in_processes, results
 from tests.steps import CRITERIA, difference, trained
 from topkloss import WORLD, AverageTopKCrossEntropyLoss, AverageTopKLoss, CrossEntropy, SelectiveStep
-from topkloss.criterion import Criterion
-from topkloss.distributed import Ranks
+from topkloss.base.processes import Ranks
+from topkloss.criteria.criterion import Criterion
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
 

@@ -25,7 +25,6 @@ from topkloss import (
     HardNegativeLoss,
     OHEMLoss,
     RegionLoss,
-    aggregate,
     average,
     average_above,
     average_hard_negatives,
@@ -35,14 +34,14 @@ from topkloss import (
     average_top_k_dual,
     kth_largest,
     maximum,
-    soft,
     tilted,
     topk_select,
     topk_threshold,
     topk_weights,
 )
-from topkloss.losses import cross_entropy
-from topkloss.regions import dice_loss
+from topkloss.aggregates import average as aggregate
+from topkloss.aggregates import dual as soft
+from topkloss.losses import cross_entropy, dice_loss
 
 LOSSES = torch.tensor([1.0, 2.0, 3.0])
 NAN = torch.tensor([1.0, math.nan])

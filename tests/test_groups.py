@@ -19,7 +19,7 @@ from topkloss import (
     kth_largest,
     topk_select,
 )
-from topkloss.groups import places
+from topkloss.ranking.groups import places
 
 
 def one_by_one(aggregate: Any, losses: Tensor, groups: Tensor, **given: Any) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from benchmarks.measure import Memory
 from topkloss import AverageTopKCrossEntropyLoss, average_top_k, average_top_k_cross_entropy
 from topkloss.kernels import native, rule
-from topkloss.threshold import kth_largest
+from topkloss.ranking.threshold import kth_largest
 
 built = pytest.mark.skipif(not native.is_available(), reason="the native kernels were not built for this processor")
 BACKENDS = ["torch", pytest.param("native", marks=built)]

@@ -16,11 +16,14 @@ from torch import Tensor
 import topkloss
 from tests.laws import LAWS, Batch, Law, Subject, batches
 from tests.subjects import OMISSIONS, SUBJECTS
-from topkloss import aggregate, counted, soft, stretch, threshold
-from topkloss.counted import Counted
-from topkloss.criterion import OfElements
-from topkloss.distributed import Ranks
-from topkloss.threshold import KthLargest
+from topkloss.aggregates import average as aggregate
+from topkloss.aggregates import dual as soft
+from topkloss.base.processes import Ranks
+from topkloss.criteria.criterion import OfElements
+from topkloss.ranking import ranking as counted
+from topkloss.ranking import stretch, threshold
+from topkloss.ranking.ranking import Counted
+from topkloss.ranking.threshold import KthLargest
 
 WAYS = ["native", "composed", "pivots", "bisection", "sorting", "ranks"]
 

@@ -28,7 +28,7 @@ from topkloss import (
     average_top_k,
     topk_select,
 )
-from topkloss.regions import dice_loss, generalized_dice_loss
+from topkloss.losses import dice_loss, generalized_dice_loss
 
 LOSSES = torch.tensor([3.0, 0.1, 0.2, 9.0, 0.3])
 

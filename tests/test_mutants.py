@@ -17,16 +17,20 @@ import topkloss
 from tests.laws import LAWS, Batch, batches
 from tests.subjects import SUBJECTS
 from tests.test_criterion import value_is_the_smoothed_loss_of_the_hardest_by_plain_loss
-from topkloss import aggregate, counted, elements, groups, selection, soft, stretch
-from topkloss.counted import Counted, Line
-from topkloss.groups import Places
+from topkloss.aggregates import average as aggregate
+from topkloss.aggregates import dual as soft
+from topkloss.base.tensors import Scalar, smaller
 from topkloss.kernels import native, portable
 from topkloss.losses import cross_entropy as right_loss
-from topkloss.selection import ranked_weights
-from topkloss.stretch import Cut, Weights, in_full
-from topkloss.stretch import weighted_sum as right_sum
-from topkloss.tensors import Scalar, smaller
-from topkloss.threshold import KthLargest, _around
+from topkloss.losses import elements
+from topkloss.ranking import groups, selection, stretch
+from topkloss.ranking import ranking as counted
+from topkloss.ranking.groups import Places
+from topkloss.ranking.ranking import Counted, Line
+from topkloss.ranking.selection import ranked_weights
+from topkloss.ranking.stretch import Cut, Weights, in_full
+from topkloss.ranking.stretch import weighted_sum as right_sum
+from topkloss.ranking.threshold import KthLargest, _around
 
 BY_NAME = {subject.name: subject for subject in SUBJECTS}
 
@@ -359,6 +363,6 @@ def test_ranking_by_the_smoothed_loss_is_rejected() -> None:
         losses, _ = right_loss(*args, **given)
         return losses, losses.detach()
 
-    composed = mock.patch.object(topkloss.cross_entropy, "native_serves", return_value=False)
+    composed = mock.patch.object(topkloss.criteria.cross_entropy, "native_serves", return_value=False)
     with composed, mock.patch.object(elements, "cross_entropy", smoothed), pytest.raises(AssertionError):
         value_is_the_smoothed_loss_of_the_hardest_by_plain_loss()

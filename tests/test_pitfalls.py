@@ -24,7 +24,7 @@ from topkloss import (
     average_top_k,
     topk_weights,
 )
-from topkloss.regions import dice_loss
+from topkloss.losses import dice_loss
 
 IGNORED = 255
 CRITERIA = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from topkloss import average_top_k
-from topkloss.regions import dice_loss, generalized_dice_loss, present_classes, tversky_loss
+from topkloss.losses import dice_loss, generalized_dice_loss, present_classes, tversky_loss
 
 SHAPES = [(2, 3, 6), (3, 4, 2, 5), (1, 2, 2, 2, 2), (2, 1, 4), (2, 6, 3)]
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from topkloss import AverageRankedRangeLoss, AverageTopKCrossEntropyLoss, AverageTopKLoss
-from topkloss.schedule import AccuracyFraction, ConstantFraction, CosineFraction, LinearFraction
+from topkloss.loop.schedule import AccuracyFraction, ConstantFraction, CosineFraction, LinearFraction
 
 Schedule = ConstantFraction | LinearFraction | CosineFraction | AccuracyFraction
 ENDS = (1.0, 0.7, 0.3, 0.29, 0.1, 1e-4)

@@ -23,12 +23,12 @@ from topkloss import (
     average_top_k,
     maximum,
     reference,
-    threshold,
     topk_select,
     topk_threshold,
     topk_weights,
 )
-from topkloss.threshold import SLACK, _by_bisection, _by_pivots, _by_sorting
+from topkloss.ranking import threshold
+from topkloss.ranking.threshold import SLACK, _by_bisection, _by_pivots, _by_sorting
 
 # The threshold at every size: three ways and torch.sort
 

@@ -22,8 +22,8 @@ from topkloss import (
     DualAverageTopKLoss,
     SelectiveStep,
 )
-from topkloss.distributed import WORLD
-from topkloss.selective import MOST_THAT_PAYS
+from topkloss.base.processes import WORLD
+from topkloss.loop.selective import MOST_THAT_PAYS
 
 pytestmark = pytest.mark.filterwarnings("ignore:`fraction` should be at most")
 

@@ -35,7 +35,7 @@ from topkloss import (
     topk_weights,
 )
 from topkloss.kernels import native
-from topkloss.regions import dice_loss
+from topkloss.losses import dice_loss
 
 AGGREGATES: dict[str, Callable[..., Tensor]] = {
     "average": average,

@@ -1,43 +1,41 @@
 """The average top-k loss and its kin: exact, never NaN by itself, one line to adopt."""
 
-from topkloss import (
-    aggregate,
-    compound,
-    criterion,
-    cross_entropy,
-    distributed,
-    elements,
-    mining,
-    monitor,
-    schedule,
-    selection,
-    selective,
-    soft,
-)
-from topkloss.aggregate import *  # noqa: F403
-from topkloss.compound import *  # noqa: F403
-from topkloss.criterion import *  # noqa: F403
-from topkloss.cross_entropy import *  # noqa: F403
-from topkloss.distributed import *  # noqa: F403
-from topkloss.elements import *  # noqa: F403
-from topkloss.mining import *  # noqa: F403
-from topkloss.monitor import *  # noqa: F403
-from topkloss.schedule import *  # noqa: F403
-from topkloss.selection import *  # noqa: F403
-from topkloss.selective import *  # noqa: F403
-from topkloss.soft import *  # noqa: F403
+from topkloss.aggregates import average as _average
+from topkloss.aggregates import dual as _dual
+from topkloss.aggregates.average import *  # noqa: F403
+from topkloss.aggregates.dual import *  # noqa: F403
+from topkloss.base import processes as _processes
+from topkloss.base.processes import *  # noqa: F403
+from topkloss.criteria import compound as _compound
+from topkloss.criteria import criterion as _criterion
+from topkloss.criteria import cross_entropy as _cross_entropy
+from topkloss.criteria import mining as _mining
+from topkloss.criteria.compound import *  # noqa: F403
+from topkloss.criteria.criterion import *  # noqa: F403
+from topkloss.criteria.cross_entropy import *  # noqa: F403
+from topkloss.criteria.mining import *  # noqa: F403
+from topkloss.loop import monitor as _monitor
+from topkloss.loop import schedule as _schedule
+from topkloss.loop import selective as _selective
+from topkloss.loop.monitor import *  # noqa: F403
+from topkloss.loop.schedule import *  # noqa: F403
+from topkloss.loop.selective import *  # noqa: F403
+from topkloss.losses import elements as _elements
+from topkloss.losses.elements import *  # noqa: F403
+from topkloss.ranking import selection as _selection
+from topkloss.ranking.selection import *  # noqa: F403
 
 __all__: list[str] = []
-__all__ += aggregate.__all__
-__all__ += soft.__all__
-__all__ += criterion.__all__
-__all__ += cross_entropy.__all__
-__all__ += mining.__all__
-__all__ += compound.__all__
-__all__ += elements.__all__
-__all__ += distributed.__all__
-__all__ += selective.__all__
-__all__ += schedule.__all__
-__all__ += selection.__all__
-__all__ += monitor.__all__
+__all__ += _average.__all__
+__all__ += _dual.__all__
+__all__ += _criterion.__all__
+__all__ += _cross_entropy.__all__
+__all__ += _mining.__all__
+__all__ += _compound.__all__
+__all__ += _elements.__all__
+__all__ += _processes.__all__
+__all__ += _selective.__all__
+__all__ += _schedule.__all__
+__all__ += _selection.__all__
+__all__ += _monitor.__all__
 __version__ = "0.1.0"

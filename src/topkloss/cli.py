@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import topkloss
-from topkloss.choose import FRACTIONS
+from topkloss.loop.inspect import FRACTIONS
 from topkloss.training.config import Option, TrainConfig
 from topkloss.training.errors import InputError
 from topkloss.training.records import RunRecord

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topkloss.base.tensors import computing_dtype, memory_is_readable
 from topkloss.kernels import native, portable, rule
-from topkloss.losses import cross_entropy, illegal_target
-from topkloss.stretch import weighted_sum
-from topkloss.tensors import computing_dtype, memory_is_readable
+from topkloss.losses.pointwise import cross_entropy, illegal_target
+from topkloss.ranking.stretch import weighted_sum
 
 
 def top_k_cross_entropy(

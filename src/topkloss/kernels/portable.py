@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from topkloss.losses import cross_entropy as losses_and_scores
-from topkloss.stretch import weighted_sum as sum_of
-from topkloss.tensors import computing_dtype, values_are_readable
+from topkloss.base.tensors import computing_dtype, values_are_readable
+from topkloss.losses.pointwise import cross_entropy as losses_and_scores
+from topkloss.ranking.stretch import weighted_sum as sum_of
 
 # Logits that are computed with at a time: copies of so many stay in the cache.
 CHUNK = 2**18

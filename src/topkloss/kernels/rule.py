@@ -10,11 +10,11 @@ import math
 import torch
 from torch import Tensor
 
-from topkloss.counted import Counted, Line
+from topkloss.base.tensors import Scalar, larger
 from topkloss.kernels import native
-from topkloss.selection import LEAST
-from topkloss.stretch import capacity, cut
-from topkloss.tensors import Scalar, larger
+from topkloss.ranking.ranking import Counted, Line
+from topkloss.ranking.selection import LEAST
+from topkloss.ranking.stretch import capacity, cut
 
 NOTHING_COUNTED = native.Stretch(math.inf, 0.0, 0.0)
 

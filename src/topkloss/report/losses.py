@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from topkloss.choose import FRACTIONS, Choices, choices
+from topkloss.loop.inspect import FRACTIONS, Choices, choices
 from topkloss.training.errors import InputError
 from topkloss.training.examples import numerically
 
@@ -53,7 +53,7 @@ def inspect(
         path: CSV in UTF-8, or separated by tabs if it ends in ``.tsv``; the first line names the columns.
         loss_column: The column of the losses, one number per line; infinite ones are allowed.
         class_column: The column of the classes, any text. Default: no class shares.
-        constant_loss: See `topkloss.choose.choices`.
+        constant_loss: See `topkloss.loop.inspect.choices`.
         fractions: Each in (0, 1].
 
     Raises:

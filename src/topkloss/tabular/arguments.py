@@ -12,8 +12,8 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.sparsefuncs import min_max_axis
 
-from topkloss.arguments import check_drop, check_k, check_word, real_number
-from topkloss.stretch import capacity
+from topkloss.base.arguments import check_drop, check_k, check_word, real_number
+from topkloss.ranking.stretch import capacity
 from topkloss.tabular.losses import Array
 
 __all__ = ["can_stream", "check_estimator_arguments", "check_magnitude", "check_stream", "masses_of_classes", "resolve"]

@@ -13,7 +13,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight
 
-from topkloss.arguments import check_k
+from topkloss.base.arguments import check_k
 from topkloss.tabular.estimators import AverageTopKClassifier, AverageTopKRegressor
 from topkloss.tabular.linear import LinearClassifier, LinearRegressor
 from topkloss.tabular.losses import Array

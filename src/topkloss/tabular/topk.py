@@ -3,7 +3,7 @@ r"""The largest k losses by mass, and the point of the capped simplex: what the 
 .. math:: \max_p \Big\{ \sum_i s_i p_i \ell_i : 0 \le p_i \le 1/k,\ \sum_i s_i p_i \le 1 \Big\}
 
 is the average top-k loss of losses that are at least 0. Which losses are the largest, and where the line is cut, is
-settled by `topkloss.selection`, as everywhere in this package.
+settled by `topkloss.ranking.selection`, as everywhere in this package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from topkloss.selection import topk_select, topk_threshold
+from topkloss.ranking.selection import topk_select, topk_threshold
 from topkloss.tabular.losses import Array
 
 __all__ = ["average_top", "largest", "level", "project"]

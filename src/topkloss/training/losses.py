@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topkloss.criterion import AverageRankedRangeLoss, AverageTopKLoss, Criterion
-from topkloss.cross_entropy import AverageTopKCrossEntropyLoss
-from topkloss.distributed import WORLD
-from topkloss.elements import CrossEntropy, Elements
-from topkloss.mining import OHEMLoss
+from topkloss.base.processes import WORLD
+from topkloss.criteria.criterion import AverageRankedRangeLoss, AverageTopKLoss, Criterion
+from topkloss.criteria.cross_entropy import AverageTopKCrossEntropyLoss
+from topkloss.criteria.mining import OHEMLoss
+from topkloss.losses.elements import CrossEntropy, Elements
 from topkloss.training.config import TrainConfig
 
 __all__ = ["CRITERIA", "FocalCrossEntropy", "create_criterion", "weights_of_classes"]

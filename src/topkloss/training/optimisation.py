@@ -8,8 +8,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from topkloss.criterion import Criterion
-from topkloss.schedule import CosineFraction, LinearFraction
+from topkloss.criteria.criterion import Criterion
+from topkloss.loop.schedule import CosineFraction, LinearFraction
 from topkloss.training.config import TrainConfig
 
 __all__ = ["create_fraction_schedule", "create_optimizer", "create_schedule"]

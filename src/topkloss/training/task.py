@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
-from topkloss.criterion import Criterion
-from topkloss.distributed import WORLD
-from topkloss.monitor import Monitor
-from topkloss.selective import SelectiveStep
+from topkloss.base.processes import WORLD
+from topkloss.criteria.criterion import Criterion
+from topkloss.loop.monitor import Monitor
+from topkloss.loop.selective import SelectiveStep
 from topkloss.training.config import TrainConfig
 from topkloss.training.errors import InputError
 from topkloss.training.optimisation import create_fraction_schedule, create_optimizer, create_schedule

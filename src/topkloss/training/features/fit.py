@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import topkloss
-from topkloss.selection import topk_select
+from topkloss.ranking.selection import topk_select
 from topkloss.training.errors import InputError, shown
 from topkloss.training.examples import imbalance
 from topkloss.training.features.columns import Floats

@@ -14,9 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from topkloss.arguments import check_beside, check_integers, real_number
-from topkloss.losses import check_logits, legal_classes
-from topkloss.tensors import computing_dtype
+from topkloss.base.arguments import check_beside, check_integers, real_number
+from topkloss.base.tensors import computing_dtype
+from topkloss.losses.pointwise import check_logits, legal_classes
 
 __all__ = ["dice_loss", "generalized_dice_loss", "present_classes", "tversky_loss"]
 

@@ -20,8 +20,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from topkloss.base.tensors import Scalar, values_are_readable
 from topkloss.kernels import native
-from topkloss.tensors import Scalar, values_are_readable
 
 Number = TypeVar("Number", Tensor, Scalar)
 

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from topkloss.arguments import NanPolicy, check_nan_policy, check_tensors
-from topkloss.distributed import Ranks, SharedPlaces
-from topkloss.elements import Elements
-from topkloss.groups import Places, places
+from topkloss.base.arguments import NanPolicy, check_nan_policy, check_tensors
+from topkloss.base.processes import Ranks, SharedPlaces
+from topkloss.base.tensors import computing_dtype, memory_is_readable, values_are_readable
 from topkloss.kernels import native
-from topkloss.tensors import computing_dtype, memory_is_readable, values_are_readable
+from topkloss.losses.elements import Elements
+from topkloss.ranking.groups import Places, places
 
 # Elements and their groups, as one process has them.
 Prepare = Callable[[Ranks | None], tuple[Elements, Tensor | None]]

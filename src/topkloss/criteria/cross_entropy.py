@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from topkloss.arguments import (
+from topkloss.base.arguments import (
     NanPolicy,
     check_beside,
     check_class_weights,
@@ -16,15 +16,15 @@ from topkloss.arguments import (
     check_label_smoothing,
     check_word,
 )
-from topkloss.counted import dense, line
-from topkloss.criterion import AverageTopKLoss, Level, Within
-from topkloss.distributed import ProcessGroup, ranks_of
-from topkloss.elements import Elements, class_mass, cross_entropy_elements
+from topkloss.base.processes import ProcessGroup, ranks_of
+from topkloss.base.tensors import computing_dtype, values_are_readable
+from topkloss.criteria.criterion import AverageTopKLoss, Level, Within
 from topkloss.kernels import native
 from topkloss.kernels.operators import native_serves, top_k_cross_entropy
-from topkloss.losses import check_logits
-from topkloss.selection import ranked_weights, value_of
-from topkloss.tensors import computing_dtype, values_are_readable
+from topkloss.losses.elements import Elements, class_mass, cross_entropy_elements
+from topkloss.losses.pointwise import check_logits
+from topkloss.ranking.ranking import dense, line
+from topkloss.ranking.selection import ranked_weights, value_of
 
 __all__ = ["AverageTopKCrossEntropyLoss", "average_top_k_cross_entropy"]
 

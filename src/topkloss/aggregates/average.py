@@ -4,7 +4,7 @@ Lay the counted losses side by side, the largest first, each as wide as its mass
 stretch of that line and averages over it: from its beginning as far as `k` (`average_top_k`), as far as a threshold
 (`average_above`), as far as the positives and so many negatives (`average_hard_negatives`), behind the outliers
 (`average_ranked_range`), all of it (`average`), or one place (`maximum`, `kth_largest`). Each is the inner product of
-the losses with weights that carry no gradient (see `topkloss.selection`), so its gradient is the weights themselves.
+the losses with weights that carry no gradient (see `topkloss.ranking.selection`), so its gradient is these weights.
 
 With `groups`, each group has a line of its own, and the value is the plain mean over the groups that count something.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from topkloss.arguments import (
+from topkloss.base.arguments import (
     NanPolicy,
     check_drop,
     check_floor,
@@ -23,8 +23,8 @@ from topkloss.arguments import (
     check_ratio,
     check_tensors,
 )
-from topkloss.counted import Line, line
-from topkloss.selection import (
+from topkloss.ranking.ranking import Line, line
+from topkloss.ranking.selection import (
     LEAST,
     hard_negative_weights,
     kth_weights,
@@ -33,7 +33,7 @@ from topkloss.selection import (
     weights_above,
     weights_of,
 )
-from topkloss.stretch import Cut, share, spread, weigh, weighted_sum
+from topkloss.ranking.stretch import Cut, share, spread, weigh, weighted_sum
 
 __all__ = [
     "average",

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from topkloss.arguments import check_beside, check_class_weights, check_label_smoothing, check_tensors
-from topkloss.losses import check_logits, cross_entropy
-from topkloss.regions import present_classes
-from topkloss.tensors import computing_dtype
+from topkloss.base.arguments import check_beside, check_class_weights, check_label_smoothing, check_tensors
+from topkloss.base.tensors import computing_dtype
+from topkloss.losses.pointwise import check_logits, cross_entropy
+from topkloss.losses.regions import present_classes
 
 __all__ = ["CrossEntropy", "ElementLoss", "Elements", "RegionLoss"]
 
@@ -157,7 +157,7 @@ class RegionLoss(ElementLoss):
         ignore_index: Target of the pixels to leave out.
 
     Example:
-        >>> from topkloss.regions import dice_loss
+        >>> from topkloss.losses import dice_loss
         >>> outputs, targets = torch.zeros(1, 2, 4), torch.tensor([[0, 0, 255, 255]])
         >>> elements = RegionLoss(dice_loss, ignore_index=255)(outputs, targets)
         >>> elements.losses, elements.mask

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topkloss.arguments import NanPolicy, check_drop, check_k
-from topkloss.counted import Counted, Line, line
+from topkloss.base.arguments import NanPolicy, check_drop, check_k
+from topkloss.base.tensors import Scalar, choose, larger, part_of, smaller
 from topkloss.kernels import native
-from topkloss.stretch import Cut, Weights, above, capacity, cut, in_full, share, spread, weigh, weighted_sum
-from topkloss.tensors import Scalar, choose, larger, part_of, smaller
-from topkloss.threshold import SLACK
+from topkloss.ranking.ranking import Counted, Line, line
+from topkloss.ranking.stretch import Cut, Weights, above, capacity, cut, in_full, share, spread, weigh, weighted_sum
+from topkloss.ranking.threshold import SLACK
 
 __all__ = ["Selection", "topk_select", "topk_threshold", "topk_weights"]
 

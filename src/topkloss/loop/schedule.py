@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from topkloss.arguments import is_whole, real_number
+from topkloss.base.arguments import is_whole, real_number
 
 __all__ = ["AccuracyFraction", "ConstantFraction", "CosineFraction", "LinearFraction"]
 

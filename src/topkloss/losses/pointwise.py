@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from topkloss.arguments import check_beside
-from topkloss.tensors import computing_dtype, values_are_readable
+from topkloss.base.arguments import check_beside
+from topkloss.base.tensors import computing_dtype, values_are_readable
 
 __all__ = [
     "cross_entropy",

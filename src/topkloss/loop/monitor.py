@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topkloss.arguments import check_same_shape
-from topkloss.distributed import ProcessGroup, ranks_of
-from topkloss.selection import Selection
+from topkloss.base.arguments import check_same_shape
+from topkloss.base.processes import ProcessGroup, ranks_of
+from topkloss.ranking.selection import Selection
 
 __all__ = ["Mined", "Monitor"]
 

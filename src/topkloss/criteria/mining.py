@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from topkloss.arguments import NanPolicy, check_floor, check_positives, check_ratio
-from topkloss.counted import Counted, Line
-from topkloss.criterion import Criterion, Level, Within
-from topkloss.distributed import ProcessGroup
-from topkloss.elements import Elements, IndividualLoss, scaled
-from topkloss.selection import hard_negative_weights, positives_first, weights_above
-from topkloss.stretch import Weights
-from topkloss.tensors import Scalar
+from topkloss.base.arguments import NanPolicy, check_floor, check_positives, check_ratio
+from topkloss.base.processes import ProcessGroup
+from topkloss.base.tensors import Scalar
+from topkloss.criteria.criterion import Criterion, Level, Within
+from topkloss.losses.elements import Elements, IndividualLoss, scaled
+from topkloss.ranking.ranking import Counted, Line
+from topkloss.ranking.selection import hard_negative_weights, positives_first, weights_above
+from topkloss.ranking.stretch import Weights
 
 __all__ = ["HardNegativeLoss", "OHEMLoss"]
 

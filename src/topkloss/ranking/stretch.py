@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from topkloss.counted import Counted, Line, dense
+from topkloss.base.tensors import Scalar, choose, memory_is_readable, part_of, values_are_readable
 from topkloss.kernels import native
-from topkloss.tensors import Scalar, choose, memory_is_readable, part_of, values_are_readable
-from topkloss.threshold import kth_largest, needed
+from topkloss.ranking.ranking import Counted, Line, dense
+from topkloss.ranking.threshold import kth_largest, needed
 
 # A count within this relative distance of an integer is that integer: 0.29 * 100 selects 29.
 SNAP = 1e-9

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from topkloss.arguments import check_tensors, is_whole
-from topkloss.batches import Batch, Inputs, batch_of, pieces
-from topkloss.compound import CompoundLoss, DeepSupervisionLoss, parts_of
-from topkloss.criterion import Criterion, OfElements
-from topkloss.distributed import Ranks, Work, ranks_of
-from topkloss.elements import Elements
-from topkloss.selection import Selection
-from topkloss.soft import DualAverageTopKLoss
-from topkloss.stretch import weighted_sum
-from topkloss.tensors import computing_dtype
+from topkloss.aggregates.dual import DualAverageTopKLoss
+from topkloss.base.arguments import check_tensors, is_whole
+from topkloss.base.processes import Ranks, Work, ranks_of
+from topkloss.base.tensors import computing_dtype
+from topkloss.criteria.compound import CompoundLoss, DeepSupervisionLoss, parts_of
+from topkloss.criteria.criterion import Criterion, OfElements
+from topkloss.loop.batches import Batch, Inputs, batch_of, pieces
+from topkloss.losses.elements import Elements
+from topkloss.ranking.selection import Selection
+from topkloss.ranking.stretch import weighted_sum
 
 __all__ = ["SelectiveStep", "Stepped"]
 

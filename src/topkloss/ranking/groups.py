@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from topkloss.threshold import SLACK
+from topkloss.ranking.threshold import SLACK
 
 # What a running sum of shares loses for each group that it has passed, as a share of the group's mass.
 ROUNDING = 2.0**-50

@@ -12,13 +12,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from topkloss.arguments import NanPolicy, check_k, check_smoothing, check_threshold, check_tilt, real_number
-from topkloss.counted import Counted, count
-from topkloss.criterion import Level, OfElements
-from topkloss.distributed import ProcessGroup
-from topkloss.elements import Elements, IndividualLoss
-from topkloss.selection import Selection, even_weights, value_of
-from topkloss.stretch import weighted_sum
+from topkloss.base.arguments import NanPolicy, check_k, check_smoothing, check_threshold, check_tilt, real_number
+from topkloss.base.processes import ProcessGroup
+from topkloss.criteria.criterion import Level, OfElements
+from topkloss.losses.elements import Elements, IndividualLoss
+from topkloss.ranking.ranking import Counted, count
+from topkloss.ranking.selection import Selection, even_weights, value_of
+from topkloss.ranking.stretch import weighted_sum
 
 __all__ = ["DualAverageTopKLoss", "average_top_k_dual", "tilted"]
 

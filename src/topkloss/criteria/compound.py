@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from topkloss.arguments import check_beside, check_weights_of_parts
-from topkloss.criterion import Criterion, OfElements
-from topkloss.distributed import ranks_of
+from topkloss.base.arguments import check_beside, check_weights_of_parts
+from topkloss.base.processes import ranks_of
+from topkloss.criteria.criterion import Criterion, OfElements
 
 __all__ = ["CompoundLoss", "DeepSupervisionLoss"]
 
@@ -32,7 +32,7 @@ class CompoundLoss(nn.Module):
 
     Example:
         >>> from topkloss import AverageTopKCrossEntropyLoss, AverageTopKLoss, RegionLoss
-        >>> from topkloss.regions import dice_loss
+        >>> from topkloss.losses import dice_loss
         >>> mined, dice = AverageTopKCrossEntropyLoss(fraction=0.1), AverageTopKLoss(RegionLoss(dice_loss), fraction=1)
         >>> criterion = CompoundLoss([mined, dice], weights=[1.0, 0.5])
         >>> outputs, targets = torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]])

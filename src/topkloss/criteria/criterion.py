@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from topkloss.arguments import (
+from topkloss.base.arguments import (
     NanPolicy,
     check_drop,
     check_k,
@@ -15,12 +15,12 @@ from topkloss.arguments import (
     check_nan_policy,
     check_word,
 )
-from topkloss.counted import Counted, Line, Prepare, count_together
-from topkloss.distributed import ProcessGroup, Ranks, check_process_group, ranks_of
-from topkloss.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, scaled
-from topkloss.selection import Selection, ranked_weights, selection_of, value_of
-from topkloss.stretch import Weights
-from topkloss.tensors import Scalar
+from topkloss.base.processes import ProcessGroup, Ranks, check_process_group, ranks_of
+from topkloss.base.tensors import Scalar
+from topkloss.losses.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, scaled
+from topkloss.ranking.ranking import Counted, Line, Prepare, count_together
+from topkloss.ranking.selection import Selection, ranked_weights, selection_of, value_of
+from topkloss.ranking.stretch import Weights
 
 __all__ = ["AverageRankedRangeLoss", "AverageTopKLoss"]
 

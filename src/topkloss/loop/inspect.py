@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topkloss.arguments import check_integers, check_k, check_tensors, real_number
-from topkloss.selection import topk_select
-from topkloss.stretch import capacity
+from topkloss.base.arguments import check_integers, check_k, check_tensors, real_number
+from topkloss.ranking.selection import topk_select
+from topkloss.ranking.stretch import capacity
 
 __all__ = ["Choice", "Choices", "choices"]
 

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from topkloss.tensors import values_are_readable
-from topkloss.threshold import SLACK, SLACK_OF_EACH
+from topkloss.base.tensors import values_are_readable
+from topkloss.ranking.threshold import SLACK, SLACK_OF_EACH
 
 __all__ = ["WORLD", "DistributedError"]
 

@@ -1,0 +1,1 @@
+"""From one loss per element to one number, differentiable in the losses."""

@@ -1,0 +1,1 @@
+"""Criteria: ``nn.Module`` = a loss, a rule, an aggregate."""
