@@ -18,8 +18,8 @@ settings.load_profile(os.environ.get("TOPKLOSS_HYPOTHESIS", "default"))
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch, in the folder `run` beside its pictures, in `data`. To be read only: copy it to spoil it."""
     from tests.pictures import write_pictures  # here: the core's tests run without any extra
-    from topkloss.training.fit import fit
-    from topkloss.training.records import TrainConfig
+    from topkloss.app.tasks.images.fit import fit
+    from topkloss.app.tasks.images.records import TrainConfig
 
     root = tmp_path_factory.mktemp("trained")
     (root / "data").mkdir()

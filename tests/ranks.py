@@ -18,7 +18,7 @@ import torch.distributed as dist
 # A process of tests has one such server, which has loaded what any of them needs (and what is installed); each process
 # is forked from it.
 START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["torch", "torch.distributed", "topkloss", "topkloss.training.fit"])
+START.set_forkserver_preload(["torch", "torch.distributed", "topkloss", "topkloss.app.tasks.images.fit"])
 
 PATIENCE = 120.0  # seconds; a process that has not ended by then hangs
 

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from tests.pictures import LABELS, write_pictures
 from tests.test_training_data import bomb
-from topkloss.cli import main
+from topkloss.app.cli import main
 
 # Lines 1 to 10 of the table that each case spoils.
 LINES = ["image,label", *(f"{label}-{number}.png,{label}" for label in LABELS for number in range(3))]

@@ -18,11 +18,11 @@ from PIL import Image
 
 from tests.pictures import write_pictures
 from tests.processes import forked
-from topkloss.cli import main
-from topkloss.training.check import check
-from topkloss.training.data import DataOptions, read_table
-from topkloss.training.errors import InputError, shown
-from topkloss.training.images import BadImage, decode, decode_all
+from topkloss.app.cli import main
+from topkloss.app.data.dataset import DataOptions, read_table
+from topkloss.app.data.images import BadImage, decode, decode_all
+from topkloss.app.errors import InputError, shown
+from topkloss.app.tasks.images.check import check
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_digits_are_free_of_problems(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_worker_that_is_killed_is_a_sentence(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("topkloss.training.images.decode", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("topkloss.app.data.images.decode", lambda path: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(
         InputError, match=r"^`--workers` must be as many .*; got 1, and one was killed\. Pass --workers 0"
     ):
@@ -213,7 +213,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused(content: bytes) -> None:
 
 
 def test_the_command_is_a_process(table: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "topkloss.cli", "check", "pictures.csv"]
+    command = [sys.executable, "-m", "topkloss.app.cli", "check", "pictures.csv"]
     good = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (good.returncode, good.stderr) == (0, "")
     Path("2-5.png").unlink()
@@ -227,7 +227,7 @@ def test_parquet_without_its_package_names_the_extra(table: Path) -> None:
     Path("t.parquet").touch()
     script = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        "from topkloss.cli import main\n"
+        "from topkloss.app.cli import main\n"
         "print([main(['check', '--workers', '0', name]) for name in ('pictures.csv', 't.parquet')])"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)

@@ -19,9 +19,9 @@ import topkloss
 from tests.pictures import write_pictures
 from tests.processes import TORCHRUN, forked, run
 from tests.test_report import AVERAGE
-from topkloss.cli import main
-from topkloss.training.config import TrainConfig
-from topkloss.training.records import RunRecord
+from topkloss.app.cli import main
+from topkloss.app.tasks.images.config import TrainConfig
+from topkloss.app.tasks.images.records import RunRecord
 
 SMALL = ("--model", "test_resnet", "--image-size", "32", "--batch-size", "9", "--epochs", "1")
 
@@ -101,7 +101,7 @@ def test_inspect_needs_no_extra_but_that_of_the_figure(tmp_path: Path) -> None:
         "import sys\n"
         "for name in ('lightning', 'matplotlib', 'mlxtend', 'numpy', 'PIL', 'timm', 'torchmetrics', 'torchvision'):\n"
         "    sys.modules[name] = None\n"
-        "from topkloss.cli import main\n"
+        "from topkloss.app.cli import main\n"
         "words = ['inspect', 'losses.csv', '--class-column', 'label']\n"
         "print(main(words), main([*words, '--figure', 'x.png']))"
     )
@@ -140,7 +140,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 def test_interruption_says_how_to_go_on(table: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "topkloss.cli", "train", str(table), *SMALL[:-1], "100000", "--out", "run"]
+    command = [sys.executable, "-m", "topkloss.app.cli", "train", str(table), *SMALL[:-1], "100000", "--out", "run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -188,7 +188,7 @@ def test_interruption_while_torch_is_loaded_is_as_quiet(tmp_path: Path) -> None:
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     AVERAGE.write(tmp_path)
-    command = [sys.executable, "-m", "topkloss.cli", "report", str(tmp_path)]
+    command = [sys.executable, "-m", "topkloss.app.cli", "report", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -219,7 +219,7 @@ def test_a_missing_package_names_the_extra(
     if arguments == ["report"]:
         arguments = ["report", str(trained), "--figure", "x.png"]
     blocked = (
-        f"import sys; sys.modules[{package!r}] = None; from topkloss.cli import main; sys.exit(main({arguments!r}))"
+        f"import sys; sys.modules[{package!r}] = None; from topkloss.app.cli import main; sys.exit(main({arguments!r}))"
     )
     result = subprocess.run(
         [sys.executable, "-c", blocked], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
@@ -231,7 +231,7 @@ def test_a_missing_package_names_the_extra(
 
 def test_version_and_help_load_no_trainer(tmp_path: Path) -> None:
     script = (
-        "import sys; from topkloss.cli import main\n"
+        "import sys; from topkloss.app.cli import main\n"
         "try: main(['--version'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'lightning', 'timm', 'torchvision', 'PIL', 'matplotlib', 'torchmetrics'} & set(sys.modules)))"

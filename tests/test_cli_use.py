@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.processes import run
-from topkloss.cli import main
-from topkloss.training.records import Begun
+from topkloss.app.cli import main
+from topkloss.app.tasks.images.records import Begun
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_an_export_that_does_not_fit_is_one_sentence(here: Path) -> None:
     most = (here / "run" / "model.safetensors").stat().st_size // 2
     script = (
         f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); "
-        "from topkloss.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from topkloss.app.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "export", "run", "--out", "model.pt2"]
     result = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120, check=False)

@@ -20,10 +20,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from tests.pictures import LABELS, write_pictures
-from topkloss.training.data import DataOptions, Example, ImageTable, read_table, split
-from topkloss.training.errors import InputError
-from topkloss.training.images import FORMATS, MOST_PIXELS, suffixes
-from topkloss.training.tables import Listing
+from topkloss.app.data.dataset import DataOptions, Example, ImageTable, read_table, split
+from topkloss.app.data.images import FORMATS, MOST_PIXELS, suffixes
+from topkloss.app.data.listing import Listing
+from topkloss.app.errors import InputError
 
 
 @pytest.fixture
@@ -346,7 +346,7 @@ def test_an_image_outside_is_never_skipped(table: Path) -> None:
 
 def test_the_limit_is_reached_and_not_exceeded(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_PIXELS == 50_000_000
-    monkeypatch.setattr("topkloss.training.images.MOST_PIXELS", 16 * 16)
+    monkeypatch.setattr("topkloss.app.data.images.MOST_PIXELS", 16 * 16)
     assert len(read_table(table).examples) == 30
     Image.new("L", (16, 17)).save(tmp_path / "2-5.png")
     with pytest.raises(InputError, match="line 7: an image must have 0 million pixels or fewer"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.pictures import LABELS, write_pictures
-from topkloss.training.fit import fit
-from topkloss.training.records import RunRecord, TrainConfig
+from topkloss.app.tasks.images.fit import fit
+from topkloss.app.tasks.images.records import RunRecord, TrainConfig
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import topkloss
-from topkloss import doctor
-from topkloss.cli import main
+from topkloss.app import doctor
+from topkloss.app.cli import main
 from topkloss.kernels import native
 
 
@@ -104,7 +104,7 @@ def test_as_a_process_with_torch_alone(tmp_path: Path, built: bool) -> None:
         f"if not {built}:\n"
         "    find = importlib.util.find_spec\n"
         "    importlib.util.find_spec = lambda name, *rest: None if name.endswith('_native') else find(name, *rest)\n"
-        "from topkloss.cli import main; sys.exit(main(['doctor']))"
+        "from topkloss.app.cli import main; sys.exit(main(['doctor']))"
     )
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],

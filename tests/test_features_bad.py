@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from topkloss.cli import main
+from topkloss.app.cli import main
 
 C, R = ("--task", "classification"), ("--task", "regression")
 

@@ -18,16 +18,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from tests.customers import write_customers, write_real
+from topkloss.app.errors import InputError
+from topkloss.app.tasks.tables.config import TableConfig, checked
+from topkloss.app.tasks.tables.data import Data, read_data
+from topkloss.app.tasks.tables.encoding import Encoding
+from topkloss.app.tasks.tables.fit import fit_table
+from topkloss.app.tasks.tables.measure import gains, measure_rows
+from topkloss.app.tasks.tables.model import Linear, load_models
+from topkloss.app.tasks.tables.records import TableRecord
+from topkloss.app.tasks.tables.search import Training, folds
 from topkloss.tabular import AverageTopKClassifier, AverageTopKClassifierCV
-from topkloss.training.errors import InputError
-from topkloss.training.features.config import TableConfig, checked
-from topkloss.training.features.data import Data, read_data
-from topkloss.training.features.encoding import Encoding
-from topkloss.training.features.figures import gains, measure_rows
-from topkloss.training.features.fit import fit_table
-from topkloss.training.features.model import Linear, load_models
-from topkloss.training.features.records import TableRecord
-from topkloss.training.features.search import Training, folds
 
 ONE: dict[str, Any] = {"fractions": (0.7,), "C": (1.0,)}
 
@@ -96,7 +96,7 @@ def test_a_missing_word_is_a_word(tmp_path: Path) -> None:
 
 
 def test_too_many_features_are_refused(customers: TableConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("topkloss.training.features.encoding.MOST", 1000)
+    monkeypatch.setattr("topkloss.app.tasks.tables.encoding.MOST", 1000)
     with pytest.raises(InputError, match=r"must hold at most 1,000 numbers, 4 GB; got 240 rows x 10 features\."):
         encoded(customers)
 

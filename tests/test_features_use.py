@@ -19,11 +19,11 @@ from tests.customers import write_customers, write_real
 from tests.processes import run
 from tests.test_cli_use import everything
 from tests.test_report import AVERAGE
-from topkloss.cli import main
+from topkloss.app.cli import main
+from topkloss.app.tasks.tables.config import TableConfig
+from topkloss.app.tasks.tables.evaluate import load_table_run
+from topkloss.app.tasks.tables.fit import fit_table
 from topkloss.tabular import AverageTopKClassifier
-from topkloss.training.features.config import TableConfig
-from topkloss.training.features.evaluate import load_table_run
-from topkloss.training.features.fit import fit_table
 
 ASKED = ("--task", "classification", "--label-column", "churn", "--ignore", "id", "household", "mass")
 SMALL = ("--fractions", "0.8", "--C", "1")
@@ -174,7 +174,7 @@ def test_the_report_says_where_less_was_proved_than_asked(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "topkloss.training.features.search.estimator", lambda _, **given: AverageTopKClassifier(max_iter=1, **given)
+        "topkloss.app.tasks.tables.search.estimator", lambda _, **given: AverageTopKClassifier(max_iter=1, **given)
     )
     assert main(["train", "customers.csv", *ASKED, *SMALL, "--out", "new"]) == 0
     output, error = capsys.readouterr()
@@ -306,7 +306,7 @@ def test_what_fails_in_the_middle_leaves_nothing(here: Path, monkeypatch: pytest
     before = everything(here)
     asked = ["train", "customers.csv", *ASKED, *SMALL, "--out", "runs/deep/new"]
     for name, failure, code in (("write_models", full, 2), ("search", stopped, 130)):
-        monkeypatch.setattr(f"topkloss.training.features.fit.{name}", failure)
+        monkeypatch.setattr(f"topkloss.app.tasks.tables.fit.{name}", failure)
         assert main(asked) == code
         assert everything(here) == before
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -315,7 +315,9 @@ def test_what_fails_in_the_middle_leaves_nothing(here: Path, monkeypatch: pytest
 
 
 def test_a_missing_package_names_the_extra(here: Path) -> None:
-    blocked = "import sys; sys.modules['sklearn'] = None; from topkloss.cli import main; sys.exit(main(sys.argv[1:]))"
+    blocked = (
+        "import sys; sys.modules['sklearn'] = None; from topkloss.app.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", blocked, "train", "customers.csv", *ASKED, "--out", "new"]
     result = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120, check=False)
     assert (result.returncode, result.stdout) == (2, "")

@@ -24,19 +24,20 @@ import topkloss
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "topkloss"
 
-# What is not the core: each room, and the extra that brings what it may import beside torch.
-EXTRA_OF_ROOM = {
-    "cli": None,
-    "__main__": None,
-    "training": "train",
-    "study": "train",
-    "report": "report",
-    "tabular": "tabular",
-    "integrations": None,
+# What is not the core: each room (the longest name that fits), and the extras for what it may import beside torch.
+EXTRAS_OF_ROOM = {
+    "topkloss.__main__": (),
+    "topkloss.app": (),
+    "topkloss.app.data": ("train",),
+    "topkloss.app.options": ("train",),
+    "topkloss.app.progress": ("train",),
+    "topkloss.app.report": ("report",),
+    "topkloss.app.runs": ("train",),
+    "topkloss.app.tasks": ("train",),
+    "topkloss.app.tasks.images.export": ("train", "export"),
+    "topkloss.app.tasks.tables": ("train", "tabular"),
+    "topkloss.tabular": ("tabular",),
 }
-
-# What a module, and all in it, may import beside, and the extra that brings it.
-EXTRA_OF_MODULE = {"topkloss.training.export": "export", "topkloss.training.features": "tabular"}
 
 # Packages whose import has another name than their distribution.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -60,19 +61,19 @@ MILLISECONDS_OF_IMPORT, MILLISECONDS_OF_TORCH = 50, 1300
 
 
 def module_name(file: Path) -> str:
-    """Dotted name, e.g. topkloss.training.data."""
+    """Dotted name, e.g. topkloss.app.data.dataset."""
     parts = ("topkloss", *file.relative_to(SOURCE).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def room(module: str) -> str:
-    """The part of the house: training for topkloss.training.data, selection for topkloss.ranking.selection."""
-    return [*module.split("."), ""][1]
+def room(module: str) -> str | None:
+    """The room outside the core that a module lies in; None = the core."""
+    return max((name for name in EXTRAS_OF_ROOM if f"{module}.".startswith(f"{name}.")), key=len, default=None)
 
 
 FILES = sorted(SOURCE.rglob("*.py"))
 MODULES = {module_name(file): file for file in FILES}
-CORE = {name for name in MODULES if room(name) not in EXTRA_OF_ROOM}
+CORE = {name for name in MODULES if room(name) is None}
 
 
 def imports(file: Path, *, deferred: bool = True) -> set[str]:
@@ -135,8 +136,7 @@ def test_the_oracle_stands_alone() -> None:
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - CORE))
 def test_a_room_imports_what_its_extra_brings(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    own = [extra for module, extra in EXTRA_OF_MODULE.items() if f"{name}.".startswith(f"{module}.")]
-    extras = [extra for extra in (EXTRA_OF_ROOM[room(name)], *own) if extra]
+    extras = EXTRAS_OF_ROOM[room(name) or ""]
     requirements = project["dependencies"] + [
         one for extra in extras for one in project["optional-dependencies"][extra]
     ]
@@ -145,7 +145,7 @@ def test_a_room_imports_what_its_extra_brings(name: str) -> None:
     assert {DISTRIBUTIONS.get(package, package) for package in found} <= brought
 
 
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) in ("cli", "__main__")))
+@pytest.mark.parametrize("name", ["topkloss.app.cli"])
 def test_the_command_starts_without_an_extra(name: str) -> None:
     """Nor does anything that it imports when it starts."""
     entered, waiting = set[str](), {name}
@@ -159,7 +159,7 @@ def test_the_command_starts_without_an_extra(name: str) -> None:
 
 def test_images_and_features_know_nothing_of_each_other() -> None:
     """What fits a table starts no trainer, and what trains on images needs no estimator."""
-    entered, waiting = set[str](), {name for name in MODULES if name.startswith("topkloss.training.features.")}
+    entered, waiting = set[str](), {name for name in MODULES if name.startswith("topkloss.app.tasks.tables.")}
     while waiting:
         module = waiting.pop()
         entered.add(module)
@@ -167,8 +167,8 @@ def test_images_and_features_know_nothing_of_each_other() -> None:
     assert not {"lightning", "timm"} & {
         package for module in entered for package in third_party(imports(MODULES[module]))
     }
-    others = {name for name in MODULES if room(name) == "training"} - entered - {"topkloss.training.tasks"}
-    assert {"topkloss.training.fit", "topkloss.training.run"} <= others
+    others = {name for name in MODULES if name.startswith("topkloss.app.")} - entered - {"topkloss.app.tasks.dispatch"}
+    assert {"topkloss.app.tasks.images.fit", "topkloss.app.tasks.images.run"} <= others
     assert not {one for name in others for one in imports(MODULES[name]) if one.startswith("topkloss.tabular")}
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from scripts.indian_pines import BLOCK, CROPS, PATCH, false_colours, main, write_patches
-from topkloss import cli
+from topkloss.app import cli
 
 SIDE = 2 * BLOCK + 3
 

@@ -10,10 +10,10 @@ import matplotlib
 import pytest
 
 from tests.test_docs import DOCS, FENCE, read
-from topkloss.cli import main
-from topkloss.report.curves import draw_inspection
-from topkloss.report.losses import MOST_CLASSES, Inspection, inspect, most_different, text
-from topkloss.training.errors import InputError
+from topkloss.app.cli import main
+from topkloss.app.errors import InputError
+from topkloss.app.report.inspection import MOST_CLASSES, Inspection, inspect, most_different, text
+from topkloss.app.report.plot_inspection import draw_inspection
 
 SMALL = "loss,label\n4,dog\n2,cat\n1,cat\n1,cat\n"
 

@@ -18,12 +18,12 @@ from matplotlib.text import Text
 from tests.test_report import AVERAGE, MINED
 from tests.test_report_numbers import NUMBERS
 from tests.test_training_evaluate import EVALUATION
-from topkloss.report.confusion import draw_evaluation
-from topkloss.report.curves import draw_inspection
-from topkloss.report.figure import draw
-from topkloss.report.losses import inspect
-from topkloss.report.numbers import draw_numbers
-from topkloss.training.evaluation import ClassFigures
+from topkloss.app.report.inspection import inspect
+from topkloss.app.report.plot_evaluation import draw_evaluation
+from topkloss.app.report.plot_inspection import draw_inspection
+from topkloss.app.report.plot_numbers import draw_numbers
+from topkloss.app.report.plot_runs import draw
+from topkloss.app.runs.metrics import ClassFigures
 
 NAMES = {
     "two": ("cat", "dog"),

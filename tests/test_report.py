@@ -12,10 +12,10 @@ from unittest import mock
 import pytest
 from matplotlib.axes import Axes
 
-from topkloss.report.figure import draw
-from topkloss.report.table import chance, table
-from topkloss.training.errors import InputError
-from topkloss.training.records import EpochRecord, RunRecord, TrainConfig
+from topkloss.app.errors import InputError
+from topkloss.app.report.plot_runs import draw
+from topkloss.app.report.table import chance, table
+from topkloss.app.tasks.images.records import EpochRecord, RunRecord, TrainConfig
 
 AVERAGE = RunRecord(
     config=TrainConfig(loss="average"),

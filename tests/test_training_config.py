@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from topkloss.training.config import TrainConfig, checked, options
-from topkloss.training.errors import InputError
-from topkloss.training.optionfile import read_config
-from topkloss.training.records import Begun
+from topkloss.app.errors import InputError
+from topkloss.app.options.file import read_config
+from topkloss.app.tasks.images.config import TrainConfig, checked, options
+from topkloss.app.tasks.images.records import Begun
 
 
 def test_every_option_may_stand_in_a_file(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_options_that_contradict_are_refused(change: dict[str, Any], sentence: s
 
 def test_more_processes_than_any_machine_carries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, most in ((1, 64), (8, 64), (100, 800)):
-        monkeypatch.setattr("topkloss.training.options.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("topkloss.app.data.options.cores", lambda cores=cores: cores)
         assert checked(TrainConfig(workers=most)).workers == most
         with pytest.raises(InputError, match=rf"^`--workers` must be {most} or fewer; got {most + 1}\."):
             checked(TrainConfig(workers=most + 1))

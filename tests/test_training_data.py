@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.pictures import LABELS, write_pictures
-from topkloss.training import digits
-from topkloss.training.data import DataOptions, Images, ImageTable, preparation, read_table, split
-from topkloss.training.errors import InputError
+from topkloss.app.data import digits
+from topkloss.app.data.dataset import DataOptions, Images, ImageTable, preparation, read_table, split
+from topkloss.app.errors import InputError
 
 
 @pytest.fixture

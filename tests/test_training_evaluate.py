@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from topkloss.report.confusion import draw_evaluation
-from topkloss.report.evaluation import text
-from topkloss.training.errors import InputError
-from topkloss.training.evaluate import evaluate, write_evaluation
-from topkloss.training.evaluation import Bin, ClassFigures, Evaluation, Figure
-from topkloss.training.records import RunRecord
-from topkloss.training.run import Run, load_run
+from topkloss.app.errors import InputError
+from topkloss.app.report.evaluation import text
+from topkloss.app.report.plot_evaluation import draw_evaluation
+from topkloss.app.runs.metrics import Bin, ClassFigures, Evaluation, Figure
+from topkloss.app.tasks.images.evaluate import evaluate, write_evaluation
+from topkloss.app.tasks.images.records import RunRecord
+from topkloss.app.tasks.images.run import Run, load_run
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_images_may_lie_elsewhere(run: Run, table: Path, tmp_path: Path) -> None
 
 
 def test_the_digits_are_found_again(run: Run, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("topkloss.training.digits.write_digits", lambda: table)
+    monkeypatch.setattr("topkloss.app.data.digits.write_digits", lambda: table)
     assert evaluate(replace(run, config=replace(run.config, csv=None))).images == 3
 
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from topkloss.training import export as module
-from topkloss.training.errors import InputError
-from topkloss.training.export import TOLERANCE, export
-from topkloss.training.run import Run, load_run
+from topkloss.app.errors import InputError
+from topkloss.app.tasks.images import export as module
+from topkloss.app.tasks.images.export import TOLERANCE, export
+from topkloss.app.tasks.images.run import Run, load_run
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from torch import nn
 
 from tests.pictures import LABELS, write_pictures
 from topkloss import AverageTopKCrossEntropyLoss
-from topkloss.training.data import Images, preparation, read_table, split
-from topkloss.training.errors import InputError
-from topkloss.training.fit import fit
-from topkloss.training.models import colours
-from topkloss.training.records import RunRecord, TrainConfig
+from topkloss.app.data.dataset import Images, preparation, read_table, split
+from topkloss.app.errors import InputError
+from topkloss.app.tasks.images.fit import fit
+from topkloss.app.tasks.images.models import colours
+from topkloss.app.tasks.images.records import RunRecord, TrainConfig
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from topkloss.training.chance import Drawn, Order, augmentation
-from topkloss.training.config import PARAMETERS, TrainConfig, checked
-from topkloss.training.data import preparation
-from topkloss.training.errors import InputError
-from topkloss.training.losses import CRITERIA, create_criterion
-from topkloss.training.models import create_model, load_weights
-from topkloss.training.optimisation import create_fraction_schedule, create_optimizer, create_schedule
+from topkloss.app.data.dataset import preparation
+from topkloss.app.errors import InputError
+from topkloss.app.tasks.images.config import PARAMETERS, TrainConfig, checked
+from topkloss.app.tasks.images.criterion import CRITERIA, create_criterion
+from topkloss.app.tasks.images.models import create_model, load_weights
+from topkloss.app.tasks.images.optimisation import create_fraction_schedule, create_optimizer, create_schedule
+from topkloss.app.tasks.images.sampling import Drawn, Order, augmentation
 
 COUNTS = (10, 20, 30)
 

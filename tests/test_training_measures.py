@@ -12,9 +12,9 @@ from sklearn import metrics
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from topkloss.training import measures
-from topkloss.training.evaluation import Figure
-from topkloss.training.measures import BINS, Measures, measure
+from topkloss.app.runs.metrics import Figure
+from topkloss.app.tasks.images import measure as measures
+from topkloss.app.tasks.images.measure import BINS, Measures, measure
 
 NAMES = ("a", "b", "c", "d")
 

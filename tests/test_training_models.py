@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.pictures import write_pictures
-from topkloss.training.data import DataOptions, read_table
-from topkloss.training.errors import InputError
-from topkloss.training.fit import fit, resume
-from topkloss.training.models import create_model, load_weights
-from topkloss.training.records import RunRecord, TrainConfig
-from topkloss.training.run import load_run
+from topkloss.app.data.dataset import DataOptions, read_table
+from topkloss.app.errors import InputError
+from topkloss.app.tasks.images.fit import fit, resume
+from topkloss.app.tasks.images.models import create_model, load_weights
+from topkloss.app.tasks.images.records import RunRecord, TrainConfig
+from topkloss.app.tasks.images.run import load_run
 
 MODEL = "test_resnet"
 State = dict[str, Tensor]

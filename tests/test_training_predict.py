@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from topkloss.training import predict as module
-from topkloss.training.errors import InputError
-from topkloss.training.predict import Prediction, find_images, predict, write_predictions
-from topkloss.training.run import Run, load_run
+from topkloss.app.errors import InputError
+from topkloss.app.tasks.images import predict as module
+from topkloss.app.tasks.images.predict import Prediction, find_images, predict, write_predictions
+from topkloss.app.tasks.images.run import Run, load_run
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_how_far_it_is_is_told(
     """A line every ten seconds, so nothing of few images; on a terminal a bar."""
     write_predictions(run, [pictures], tmp_path / "p.csv", batch_size=2)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("topkloss.training.progress.SECONDS", 0)
+    monkeypatch.setattr("topkloss.app.progress.SECONDS", 0)
     write_predictions(run, [pictures], tmp_path / "p.csv", batch_size=2)
     assert capsys.readouterr().err.splitlines() == [f"classified {number} of 6 images" for number in range(1, 7)]
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)

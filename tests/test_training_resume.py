@@ -22,13 +22,13 @@ import torch
 
 from tests.pictures import write_pictures
 from tests.ranks import START
-from topkloss.cli import main
-from topkloss.training.callbacks import Lines, is_over
-from topkloss.training.checkpoints import load
-from topkloss.training.errors import InputError
-from topkloss.training.fit import fit, resume
-from topkloss.training.models import create_model
-from topkloss.training.records import EpochRecord, RunRecord, TrainConfig
+from topkloss.app.cli import main
+from topkloss.app.errors import InputError
+from topkloss.app.tasks.images.callbacks import Lines, is_over
+from topkloss.app.tasks.images.checkpoints import load
+from topkloss.app.tasks.images.fit import fit, resume
+from topkloss.app.tasks.images.models import create_model
+from topkloss.app.tasks.images.records import EpochRecord, RunRecord, TrainConfig
 
 
 class Interruption(Exception):
@@ -96,7 +96,7 @@ def test_dropout_draws_what_it_would_have_drawn(
         model.head.drop.p = 0.5
         return model
 
-    monkeypatch.setattr("topkloss.training.fit.create_model", dropping)
+    monkeypatch.setattr("topkloss.app.tasks.images.fit.create_model", dropping)
     whole = replace(config, out=str(tmp_path / "whole"))
     fit(whole)
     fit_one_epoch(config, monkeypatch)
@@ -228,7 +228,7 @@ def test_no_run_is_said(tmp_path: Path, config: TrainConfig, monkeypatch: pytest
 
 def test_two_processes_do_not_train_in_one_folder(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     fit_one_epoch(config, monkeypatch)
-    monkeypatch.setattr("topkloss.training.checkpoints.SECONDS_TO_DIE", 0)
+    monkeypatch.setattr("topkloss.app.tasks.images.checkpoints.SECONDS_TO_DIE", 0)
     place = os.open(config.folder, os.O_RDONLY)
     fcntl.flock(place, fcntl.LOCK_EX)
     with pytest.raises(InputError, match="must be trained by one process; got a second one"):

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.pictures import LABELS
-from topkloss.training.checkpoints import load
-from topkloss.training.errors import InputError
-from topkloss.training.fit import fit
-from topkloss.training.records import RunRecord
-from topkloss.training.run import load_run
+from topkloss.app.errors import InputError
+from topkloss.app.tasks.images.checkpoints import load
+from topkloss.app.tasks.images.fit import fit
+from topkloss.app.tasks.images.records import RunRecord
+from topkloss.app.tasks.images.run import load_run
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Runs the command, as `topkloss.cli.main` does.
+    """Runs the command, as `topkloss.app.cli.main` does.
 
     Returns:
         The exit code.
@@ -22,7 +22,7 @@ def main() -> int:
     heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a job in the background ignores it
     if heard:
         signal.signal(signal.SIGINT, _leave)
-    from topkloss.cli import main as command
+    from topkloss.app.cli import main as command
 
     if heard:
         signal.signal(signal.SIGINT, signal.default_int_handler)

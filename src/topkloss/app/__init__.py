@@ -1,0 +1,1 @@
+"""The command: trains on images or tables, and says what came of it."""

@@ -1,0 +1,389 @@
+"""The command ``topkloss``: parses, calls, prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import topkloss
+from topkloss.app.errors import InputError
+from topkloss.app.tasks.dispatch import (
+    changes,
+    check_together,
+    checkable,
+    every_option,
+    is_table_run,
+    only_of_tables,
+    refuse_export,
+    request,
+)
+from topkloss.app.tasks.images.config import Option, TrainConfig
+from topkloss.app.tasks.images.records import RunRecord
+from topkloss.loop.inspect import FRACTIONS
+
+if TYPE_CHECKING:
+    from topkloss.app.runs.metrics import Evaluation
+    from topkloss.app.tasks.images.check import DataCheck
+    from topkloss.app.tasks.tables.check import TableCheck
+    from topkloss.app.tasks.tables.config import TableConfig
+
+__all__ = ["main"]
+
+_show = warnings.showwarning
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments; default: those of the process.
+
+    Returns:
+        The exit code: 0, or 2 for bad input, or 130 after Ctrl-C, or 141 where nobody reads the output any more.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        warnings.showwarning = _warn
+        if arguments.command == "train":
+            _train(arguments)
+        elif arguments.command == "check":
+            _check(arguments)
+        elif arguments.command == "report":
+            _report(arguments.runs, arguments.figure)
+        elif arguments.command == "evaluate":
+            _evaluate(arguments)
+        elif arguments.command == "predict":
+            _predict(arguments)
+        elif arguments.command == "export":
+            _export(arguments.run, arguments.out)
+        elif arguments.command == "doctor":
+            _doctor()
+        else:
+            _inspect(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, `head` for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt as interrupt:
+        print(f"topkloss: interrupted; {str(interrupt) or 'nothing was written.'}", file=sys.stderr)
+        return 130
+    except (InputError, ModuleNotFoundError) as error:
+        if arguments.debug:
+            raise
+        print(f"topkloss: {_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    given = {one.field: getattr(arguments, one.field) for one in every_option().values() if one.field in arguments}
+    if arguments.resume is not None:
+        asked = changes(arguments.resume, given)
+        from topkloss.app.tasks.images.fit import resume
+
+        record = resume(arguments.resume, asked)
+    else:
+        config = request(given, arguments.config)
+        if not isinstance(config, TrainConfig):
+            _train_table(config)
+            return
+        from topkloss.app.tasks.images.fit import fit
+
+        record = fit(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"accuracy {100 * record.last.accuracy:.1f} % on {record.data['held_out']} held-out images")
+        print(f"results: {record.config.folder}")
+
+
+def _train_table(config: TableConfig) -> None:
+    from topkloss.app.report.rows import rows_table
+    from topkloss.app.tasks.tables.fit import fit_table
+
+    record = fit_table(config)
+    print(f"\n{rows_table([record])}\n\nresults: {record.config.folder}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    given = {one.field: getattr(arguments, one.field) for one in checkable().values() if one.field in arguments}
+    config = request(given, None)
+    found: DataCheck | TableCheck
+    if isinstance(config, TrainConfig):
+        from topkloss.app.tasks.images.check import check
+
+        found = check(config.csv, config.data_options, seed=config.seed, workers=arguments.workers)
+    else:
+        from topkloss.app.tasks.tables.check import check_table
+
+        found = check_table(config)
+    print(found.text())
+    found.raise_for_problems()
+
+
+def _report(runs: Sequence[Path], figure: Path | None) -> None:
+    if check_together(runs):
+        _report_rows(runs, figure)
+        return
+    from topkloss.app.report.table import table
+
+    records = [RunRecord.read(run) for run in runs]
+    if figure is not None:
+        from topkloss.app.report.plot_runs import draw
+
+        draw(records, figure)
+    print(table(records))
+    if figure is not None:
+        print(f"figure: {figure}")
+
+
+def _report_rows(runs: Sequence[Path], figure: Path | None) -> None:
+    from topkloss.app.report.rows import hardest, rows_table
+    from topkloss.app.tasks.tables.records import TableRecord
+
+    if figure is not None:
+        from topkloss.app.report.plot_numbers import draw_rows
+
+        draw_rows(runs, figure)
+    records, hard = [TableRecord.read(run) for run in runs], [hardest(run) for run in runs]
+    print("\n\n".join([rows_table(records), *hard]))
+    if figure is not None:
+        print(f"figure: {figure}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from topkloss.app.report.evaluation import text
+    from topkloss.app.runs.metrics import check_out_folder, write_evaluation
+
+    if arguments.out is not None or arguments.run.is_dir():
+        check_out_folder(arguments.out or arguments.run)
+    if arguments.figure is not None:
+        from topkloss.app.report.plot_evaluation import draw_evaluation
+        from topkloss.app.report.plot_runs import check
+
+        check(arguments.figure)
+    evaluation = _evaluated(arguments)
+    if arguments.figure is not None:
+        draw_evaluation(evaluation, arguments.figure)
+    path = write_evaluation(evaluation, arguments.out)
+    print(text(evaluation))
+    print(f"\nresults: {path}")
+    if arguments.figure is not None:
+        print(f"figure: {arguments.figure}")
+
+
+def _evaluated(arguments: argparse.Namespace) -> Evaluation:
+    if is_table_run(arguments.run):
+        from topkloss.app.tasks.tables.evaluate import evaluate_table, load_table_run
+
+        return evaluate_table(load_table_run(arguments.run), csv=arguments.data, images=arguments.images)
+    from topkloss.app.tasks.images.evaluate import evaluate
+    from topkloss.app.tasks.images.run import load_run
+
+    return evaluate(
+        load_run(arguments.run),
+        csv=arguments.data,
+        images=arguments.images,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    if is_table_run(arguments.run):
+        from topkloss.app.tasks.tables.evaluate import load_table_run
+        from topkloss.app.tasks.tables.predict import write_table_predictions
+
+        rows = write_table_predictions(load_table_run(arguments.run), arguments.images, arguments.out)
+        print(f"{rows.lines - rows.bad} rows predicted: {arguments.out}")
+        for note in rows.notes():
+            print(f"topkloss: {note}", file=sys.stderr)
+        return
+    from topkloss.app.tasks.images.predict import write_predictions
+    from topkloss.app.tasks.images.run import load_run
+
+    lines, bad = write_predictions(
+        load_run(arguments.run),
+        arguments.images,
+        arguments.out,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
+    print(f"{lines - bad} images predicted: {arguments.out}")
+    if bad:
+        print(f"topkloss: {bad} of {lines} images are bad; the column `error` says why.", file=sys.stderr)
+
+
+def _export(run: Path, out: Path) -> None:
+    refuse_export(run)
+    from topkloss.app.tasks.images.export import export
+    from topkloss.app.tasks.images.run import load_run
+
+    exported = export(load_run(run), out)
+    print(
+        f"largest difference from the model on {exported.images} random images: {exported.difference:.1e}, "
+        f"at most {exported.limit:.1e} allowed"
+    )
+    print(f"results: {exported.path}")
+
+
+def _doctor() -> None:
+    from topkloss.app.doctor import report
+
+    print(report())
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from topkloss.app.report.inspection import inspect, text
+
+    inspection = inspect(
+        arguments.losses,
+        loss_column=arguments.loss_column,
+        class_column=arguments.class_column,
+        constant_loss=arguments.constant_loss,
+        fractions=arguments.fractions,
+    )
+    if arguments.figure is not None:
+        from topkloss.app.report.plot_inspection import draw_inspection
+
+        draw_inspection(inspection, arguments.figure)
+    print(text(inspection))
+    if arguments.figure is not None:
+        print(f"figure: {arguments.figure}")
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of our own is the sentence alone: which line of the program said it helps nobody here."""
+    if Path(filename).is_relative_to(Path(topkloss.__file__).parent):
+        print(f"topkloss: {message}", file=sys.stderr)
+    else:
+        _show(message, category, filename, lineno, file, line)
+
+
+def _sentence(error: Exception) -> str:
+    """A missing package is answered with the extra that brings it."""
+    if not isinstance(error, ModuleNotFoundError):
+        return str(error)
+    package = str(error.name).partition(".")[0]
+    extras = {"matplotlib": "report", "tensorboard": "tensorboard"}
+    extras |= dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export")
+    extras |= dict.fromkeys(("numpy", "scipy", "sklearn"), "tabular")
+    extra = extras.get(package, "train")
+    return f'this needs the package {package}; got an installation without it. pip install "topkloss[{extra}]"'
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="topkloss", description=topkloss.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"topkloss {topkloss.__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(
+        commands.add_parser("train", parents=[common], help="train on images, or on a table", allow_abbrev=False)
+    )
+    _add_check(
+        commands.add_parser(
+            "check", parents=[common], help="list all that is wrong with a data set", allow_abbrev=False
+        )
+    )
+    report = commands.add_parser("report", parents=[common], help="compare finished runs", allow_abbrev=False)
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    report.add_argument("--figure", type=Path, help="draw them too: a path that ends in .png or .svg")
+    _add_evaluate(commands.add_parser("evaluate", parents=[common], help="measure a run", allow_abbrev=False))
+    _add_predict(
+        commands.add_parser("predict", parents=[common], help="classify images, or predict rows", allow_abbrev=False)
+    )
+    export = commands.add_parser(
+        "export", parents=[common], help="write a model for other programs", allow_abbrev=False
+    )
+    export.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .onnx or .pt2")
+    _add_inspect(commands.add_parser("inspect", parents=[common], help="choose a fraction", allow_abbrev=False))
+    commands.add_parser(
+        "doctor", parents=[common], help="say which kernels serve, and what is installed", allow_abbrev=False
+    )
+    return parser
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--data", type=Path, metavar="CSV", help="columns as in training (default: what was held out)")
+    parser.add_argument("--images", type=Path, help="folder that image paths start from (default: where they were)")
+    parser.add_argument("--out", type=Path, help="folder for evaluation.json (default: the run's, or one in it)")
+    parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")
+    _add_loading(parser)
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGES", help="files, and folders with all they hold; or one table"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .csv")
+    _add_loading(parser)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, default=64, help="images that pass together (default: 64)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("losses", type=Path, metavar="LOSSES", help="CSV (or .tsv) with one loss per line")
+    parser.add_argument("--loss-column", default="loss", help="its name in the first line (default: loss)")
+    parser.add_argument("--class-column", help="show the share of each class in the hardest")
+    parser.add_argument(
+        "--constant-loss",
+        type=float,
+        help="loss of the zero model, log C for C classes: adds the bound",
+    )
+    parser.add_argument(
+        "--fractions", type=float, nargs="+", default=FRACTIONS, metavar="F", help="each in (0, 1] (default: from 0.01)"
+    )
+    parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    """The options of the config; one that is not given is not there."""
+    before = parser.add_mutually_exclusive_group()
+    before.add_argument("--config", type=Path, metavar="FILE", help="options in YAML; those given here come first")
+    before.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    _add_options(parser, every_option().values())
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    _add_options(parser, checkable().values())
+    parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
+
+
+def _add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    tables = parser.add_argument_group("of a table of features, with --task classification or regression")
+    for one in options:
+        _add_option(tables if only_of_tables(one) else parser, one)
+
+
+def _add_option(parser: argparse._ActionsContainer, one: Option) -> None:
+    """One that is not given is not there."""
+    rest: dict[str, Any] = {"type": one.kind, "choices": one.choices or None}
+    if one.kind is bool:
+        rest = {"action": argparse.BooleanOptionalAction}
+    elif one.many:
+        rest["nargs"] = "+"
+    elif one.name == "csv":
+        rest |= {"nargs": "?", "metavar": "DATA"}
+    name = "csv" if one.name == "csv" else f"--{one.name}"
+    parser.add_argument(name, default=argparse.SUPPRESS, help=one.help, **rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""A data set of images, from a table or a folder to what a DataLoader serves: this is the door of that part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from topkloss.app.data.examples import Example, ImageTable, classes_of, number
+from topkloss.app.data.folders import list_folder
+from topkloss.app.data.images import (
+    BadImage,
+    Images,
+    bad_sentence,
+    decode_all,
+    locate,
+    preparation,
+    read_header,
+    suffixes,
+)
+from topkloss.app.data.listing import Listing, Row, list_table
+from topkloss.app.data.options import DataOptions, check_options
+from topkloss.app.data.splits import check_parts, split
+from topkloss.app.errors import InputError, Refuse, stop
+from topkloss.app.tasks.images.config import TrainConfig
+
+__all__ = [
+    "DataOptions",
+    "Example",
+    "ImageTable",
+    "Images",
+    "data_path",
+    "find",
+    "list_data",
+    "preparation",
+    "read_table",
+    "split",
+    "table_of",
+]
+
+AS_NAMED = DataOptions()
+
+
+def data_path(data: str | None, options: DataOptions = AS_NAMED) -> Path:
+    """Where a data set is: the embedded digits, written once, where none is named.
+
+    Raises:
+        InputError: If options say how a table is laid out that is not there.
+    """
+    if data is not None:
+        return Path(data)
+    check_options(None, options)
+    from topkloss.app.data.digits import write_digits
+
+    return write_digits()
+
+
+def table_of(config: TrainConfig, *, classes: Sequence[str] | None = None) -> ImageTable:
+    """The data set that a config names; without one the embedded digits. See `read_table`."""
+    layout, skip_bad = config.data_options, config.on_bad_image == "skip"
+    path = data_path(config.csv, layout)
+    return read_table(path, layout, skip_bad=skip_bad, workers=config.workers, classes=classes)
+
+
+def read_table(
+    data: Path,
+    options: DataOptions = AS_NAMED,
+    *,
+    skip_bad: bool = False,
+    workers: int = 0,
+    classes: Sequence[str] | None = None,
+) -> ImageTable:
+    """Reads a data set and checks each row, the size of each class, and each image.
+
+    Args:
+        data: A CSV, TSV or Parquet file, or a folder with one sub-folder per class.
+        options: How it is laid out.
+        skip_bad: Decode every image whole, and leave out those that cannot be used. Otherwise their headers are read,
+            and the first bad one is an error.
+        workers: Processes that decode; 0 for this one.
+        classes: Names of the classes of a model, in order: each label must be among them. Default: those of the labels.
+
+    Returns:
+        The data set. Each image lies inside its folder; without `classes`, each class can be trained on and measured.
+
+    Raises:
+        InputError: One sentence with the file and the line.
+    """
+    listing = list_data(data, options, stop)
+    if classes is None:
+        check_parts(listing, stop)
+    else:
+        _check_known(listing, classes)
+        listing = replace(listing, order=tuple(classes))
+    names = classes_of(listing)
+    if not skip_bad:
+        found = list(find(listing, stop, stop))
+        for row, path in found:
+            try:
+                read_header(path)
+            except BadImage as bad:
+                raise InputError(bad_sentence(listing, row.line, bad)) from bad
+        return ImageTable(listing, names, number(listing, found))
+    skipped: list[str] = []
+    found = list(find(listing, stop, skipped.append))
+    good = []
+    for (row, path), decoded in zip(found, decode_all([path for _, path in found], workers), strict=True):
+        if decoded.bad is None:
+            good.append((row, path))
+        else:
+            skipped.append(bad_sentence(listing, row.line, decoded.bad))
+    if classes is None:
+        check_parts(replace(listing, rows=tuple(row for row, _ in good)), stop)
+    return ImageTable(listing, names, number(listing, good), tuple(skipped))
+
+
+def _check_known(listing: Listing, classes: Sequence[str]) -> None:
+    """Each label is a class of the model."""
+    known = set(classes)
+    some = ", ".join(classes) if len(classes) <= 10 else f"{', '.join(classes[:9])} and {len(classes) - 9} others"
+    for row in listing.rows:
+        if row.label not in known:
+            raise InputError(
+                f"{listing.place(row.line)}: `label` must be a class of the model ({some}); got {row.label!r}. "
+                "Correct the line or remove it."
+            )
+
+
+def list_data(data: Path, options: DataOptions, refuse: Refuse) -> Listing:
+    """Lists a data set; its images are not opened.
+
+    Args:
+        data: See `read_table`.
+        options: How it is laid out.
+        refuse: Called with one sentence for each thing that is wrong; what it is wrong with is left out.
+
+    Raises:
+        InputError: One sentence, if nothing can be listed.
+    """
+    check_options(data, options)
+    return list_folder(data, suffixes(), refuse) if os.path.isdir(data) else list_table(data, options, refuse)
+
+
+def find(listing: Listing, refuse: Refuse, bad: Refuse) -> Iterator[tuple[Row, Path]]:
+    """The rows whose image is there, with its path.
+
+    Args:
+        listing: The data set.
+        refuse: Called with one sentence for each image outside its folder.
+        bad: Called with one sentence for each image that is not there.
+    """
+    for row in listing.rows:
+        try:
+            yield row, locate(listing, row.image)
+        except BadImage as error:
+            bad(bad_sentence(listing, row.line, error))
+        except InputError as error:
+            refuse(f"{listing.place(row.line)}: {error}")

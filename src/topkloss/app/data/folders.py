@@ -1,0 +1,99 @@
+"""A folder of images: a sub-folder per class, or such sub-folders under train, val and test."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from topkloss.app.data.listing import PARTS, Listing, Row
+from topkloss.app.errors import InputError, Refuse, shown
+
+__all__ = ["list_folder"]
+
+
+def list_folder(folder: Path, suffixes: frozenset[str], refuse: Refuse) -> Listing:
+    """Lists the images of each class, at any depth; hidden files and files of other suffixes are none.
+
+    Args:
+        folder: Each sub-folder is a class; or each is a part, by a name that a split column may say (train, val,
+            test), and each of its sub-folders a class.
+        suffixes: Of images, in small letters.
+        refuse: Called with one sentence for each class without images and each image in no class.
+
+    Raises:
+        InputError: One sentence, if the folder holds no classes.
+    """
+    try:
+        parts = {name: PARTS.get(name.lower()) for name in _folders(folder)}
+        rows: list[Row] = []
+        if parts and all(parts.values()):
+            _strays(folder, suffixes, refuse)
+            for name, part in parts.items():
+                rows += _classes(folder, folder / name, part, suffixes, refuse)
+        else:
+            rows += _classes(folder, folder, None, suffixes, refuse)
+        digest = hashlib.sha256()
+        for image in sorted(row.image for row in rows):
+            digest.update(os.fsencode(image) + b"\0%d\0" % (folder / image).lstat().st_size)
+    except OSError as error:
+        raise InputError(
+            f"{shown(folder)} must be a folder that can be read; got {error.strerror} at {shown(error.filename)}. "
+            "Allow it, or pass another."
+        ) from error
+    return Listing(folder, digest.hexdigest(), "", folder.resolve(), tuple(rows))
+
+
+def _folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _classes(root: Path, folder: Path, part: str | None, suffixes: frozenset[str], refuse: Refuse) -> list[Row]:
+    """The images of the classes whose folders are in a folder."""
+    labels = _folders(folder)
+    if not labels:
+        raise InputError(
+            f"{shown(folder)} must hold a folder for each class; got no folder. Pass a table, or sort the images."
+        )
+    _strays(folder, suffixes, refuse)
+    rows = []
+    for label in labels:
+        if not label.isprintable():
+            refuse(f"{shown(folder)}: a class must have a printable name; got {label!r}. Rename the folder.")
+            continue
+        images = _images(folder / label, suffixes)
+        if not images:
+            refuse(
+                f"{shown(folder / label)}: a class must have images; got a folder without any. "
+                "Add some or remove the folder."
+            )
+        rows += [Row(0, os.path.relpath(image, root), label, None, part) for image in images]
+    return rows
+
+
+def _images(folder: Path, suffixes: frozenset[str]) -> list[str]:
+    """Paths of the images below a folder, sorted."""
+    found: list[str] = []
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for above, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(above, name) for name in files if _is_image(name, suffixes)]
+    return sorted(found)
+
+
+def _strays(folder: Path, suffixes: frozenset[str], refuse: Refuse) -> None:
+    with os.scandir(folder) as entries:
+        strays = sorted(entry.name for entry in entries if entry.is_file() and _is_image(entry.name, suffixes))
+    for name in strays:
+        refuse(
+            f"{shown(folder / name)}: an image must lie in the folder of its class; got it beside them. "
+            "Move it or remove it."
+        )
+
+
+def _is_image(name: str, suffixes: frozenset[str]) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes

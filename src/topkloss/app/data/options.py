@@ -1,0 +1,124 @@
+"""How a data set is laid out: the options that every command shares that reads one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from topkloss.app.errors import InputError, shown
+
+__all__ = ["HELD_OUT", "DataOptions", "check_count", "check_options", "check_share", "cores"]
+
+HELD_OUT = 0.1
+
+# What torch and numpy count with; a thousand times more than any run takes.
+LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
+
+# On any machine; on one with many cores, eight for each: far more exhaust its memory before they load an image.
+MANY_WORKERS = 64
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How a data set is laid out. Its fields are the options of each command that reads one, its defaults theirs.
+
+    Attributes:
+        images: The folder that image paths start from; None for the folder of the table.
+        image_column: The column of the paths.
+        label_column: The column of the classes.
+        label_columns: One column per class instead, a single 1 in each row; None for `label_column`.
+        image_suffix: Appended to the paths that do not end in it, ".jpg" for one.
+        split_column: The column that says train, held_out (or val) or test; None for `split` if there is one.
+        group_by: The column whose values must not be in two parts, the patient for one; None for no such column.
+        held_out: The share that is held out where no row says which, in (0, 1).
+    """
+
+    images: str | os.PathLike[str] | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    label_columns: Sequence[str] | None = None
+    image_suffix: str = ""
+    split_column: str | None = None
+    group_by: str | None = None
+    held_out: float = HELD_OUT
+
+
+def check_options(data: Path | None, options: DataOptions) -> None:
+    """What can be refused before a table is read.
+
+    Args:
+        data: The table or the folder; None for the embedded digits.
+        options: How it is laid out.
+
+    Raises:
+        InputError: One sentence that names the option.
+    """
+    if data is None or os.path.isdir(data):  # Path.is_dir raises where a name is too long
+        _check_no_table(data, options)
+    check_share(options.held_out)
+    suffix = options.image_suffix
+    if suffix and not (suffix[0] == "." and suffix[1:].isalnum()):
+        raise InputError(f"`--image-suffix` must be a dot and letters; got {shown(suffix)}. Pass .jpg, for one.")
+    columns = options.label_columns
+    if columns is None:
+        return
+    if options.label_column != DataOptions.label_column:
+        raise InputError(
+            f"`--label-columns` must stand without --label-column; got {shown(options.label_column)} for the latter. "
+            "Leave one of them out."
+        )
+    if len(set(columns)) < max(2, len(columns)):
+        raise InputError(
+            f"`--label-columns` must be 2 columns or more, each once; got {shown(', '.join(columns))}. "
+            "For one column of names pass --label-column."
+        )
+
+
+def check_share(held_out: float) -> None:
+    """The share that is held out.
+
+    Raises:
+        InputError: If it is none.
+    """
+    if not 0 < held_out < 1:
+        share = held_out / 100 if 1 <= held_out < 100 else HELD_OUT
+        raise InputError(
+            f"`--held-out` must satisfy 0 < share < 1; got {held_out:g}. "
+            f"For {100 * share:g} % of each class pass --held-out {share:g}."
+        )
+
+
+def check_count(name: str, value: int | None, least: int) -> None:
+    """Raises where a number is too small, or larger than anything can be.
+
+    Args:
+        name: Of the option, as a field is written.
+        value: None is never wrong.
+        least: The smallest that is not.
+
+    Raises:
+        InputError: One sentence that names the option.
+    """
+    most = {"seed": LARGEST_SEED, "workers": max(MANY_WORKERS, 8 * cores())}.get(name, LARGEST)
+    if value is None or least <= value <= most:
+        return
+    option = f"--{name.replace('_', '-')}"
+    bound = f"{least} or more" if value < least else f"{most} or fewer"
+    raise InputError(f"`{option}` must be {bound}; got {value}. Leave it out for the default.")
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_no_table(data: Path | None, options: DataOptions) -> None:
+    for field in fields(DataOptions):
+        if field.name != "held_out" and getattr(options, field.name) != field.default:
+            came = "none" if data is None else f"the folder {shown(data)}"
+            raise InputError(
+                f"`--{field.name.replace('_', '-')}` must come with a table of images; got {came}. "
+                "Leave it out, or pass the table first."
+            )

@@ -1,0 +1,136 @@
+"""A text file or a Parquet file as one thing: the names of its columns, then the cells of each row, as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from topkloss.app.errors import InputError, Refuse, shown
+
+__all__ = ["Cells", "open_cells"]
+
+
+class Cells(Protocol):
+    """An opened table.
+
+    Attributes:
+        unit: What a row is counted in, "line" or "row".
+        head: Where the names of the columns stand, for a sentence.
+        names: Of the columns.
+    """
+
+    unit: str
+    head: str
+    names: list[str]
+
+    def read(self, columns: Sequence[str], refuse: Refuse) -> Iterator[tuple[int, list[str]]]:
+        """The number of each row, and its cells in those columns; a row that is not one is refused and left out."""
+        ...
+
+
+def open_cells(table: Path, content: bytes) -> Cells:
+    """Opens a table by its suffix.
+
+    Args:
+        table: ``.parquet`` is Parquet, tabs separate the columns of a ``.tsv``, all else is CSV.
+        content: Its bytes.
+
+    Raises:
+        InputError: One sentence, if it is no table.
+    """
+    suffix = table.suffix.lower()
+    if suffix == ".parquet":
+        return _Parquet(table, content)
+    return _Text(table, content, "\t" if suffix == ".tsv" else ",")
+
+
+class _Text:
+    unit = "line"
+
+    def __init__(self, table: Path, content: bytes, delimiter: str) -> None:
+        self.table = table
+        self.head = f"{table}, line 1"
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise InputError(
+                f"{table}, line {line}: a table must be text in UTF-8; got the byte 0x{content[error.start]:02x}. "
+                "Save it as CSV in UTF-8."
+            ) from error
+        # strict: an unclosed quote would swallow the rest of the file
+        self.reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        self.names = [name.strip() for name in next(self._rows(), (0, []))[1]]
+
+    def read(self, columns: Sequence[str], refuse: Refuse) -> Iterator[tuple[int, list[str]]]:
+        places = [self.names.index(column) for column in columns]
+        for line, row in self._rows():
+            if any(cell.strip() for cell in row[len(self.names) :]):
+                refuse(
+                    f"{self.table}, line {line}: there must be as many cells as columns, {len(self.names)}; "
+                    f"got {len(row)}. Put a cell that holds a separator in quotes."
+                )
+            elif row:
+                yield line, [row[place].strip() if place < len(row) else "" for place in places]
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Each row with the line on which it begins."""
+        while True:
+            line = self.reader.line_num + 1
+            try:
+                row = next(self.reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                reason = str(error).replace("\t", r"\t")  # the separator of a TSV, which it names
+                raise InputError(
+                    f"{self.table}, line {line}: a row must be cells as CSV has them; got one that is not: {reason}. "
+                    "Look for a quote that is not closed."
+                ) from error
+            yield line, row
+
+
+class _Parquet:
+    unit = "row"
+
+    def __init__(self, table: Path, content: bytes) -> None:
+        from pyarrow import ArrowException, BufferReader, parquet
+
+        self.table = table
+        self.head = str(table)
+        try:
+            self.file = parquet.ParquetFile(BufferReader(content))
+        except (ArrowException, OSError) as error:
+            raise self._broken(error) from error
+        self.names = list(self.file.schema_arrow.names)
+
+    def read(self, columns: Sequence[str], refuse: Refuse) -> Iterator[tuple[int, list[str]]]:
+        from pyarrow import ArrowException, types
+
+        kinds = {column: self.file.schema_arrow.field(column).type for column in columns}
+        for column, kind in kinds.items():
+            if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+                raise InputError(
+                    f"{self.table}: `{shown(column)}` must be a column of text or numbers; got one of {kind}. "
+                    "Write the images to files and their paths to the table."
+                )
+        number = 0
+        try:
+            for batch in self.file.iter_batches(columns=list(columns)):
+                values = [batch.column(column).to_pylist() for column in columns]
+                for cells in zip(*values, strict=True):
+                    number += 1
+                    yield number, ["" if _missing(cell) else str(cell).strip() for cell in cells]
+        except (ArrowException, OSError) as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> InputError:
+        reason = shown(str(error).partition("\n")[0]).rstrip(".")
+        return InputError(f"{self.table} must be a whole Parquet file; got {reason}. Write it again.")
+
+
+def _missing(cell: object) -> bool:
+    return cell is None or cell != cell  # NaN

@@ -1,0 +1,1 @@
+"""Options of the command: what one is, and a file of them."""

@@ -1,0 +1,225 @@
+"""A file of losses: read line by line, and what each fraction of them would select, as text."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from topkloss.app.data.examples import numerically
+from topkloss.app.errors import InputError
+from topkloss.loop.inspect import FRACTIONS, Choices, choices
+
+__all__ = ["Inspection", "inspect", "most_different", "number_of", "text"]
+
+# More classes than these no reader compares: the ones whose shares differ most are shown.
+MOST_CLASSES = 20
+LONGEST_NAME = 24
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A file of losses and what was computed of it.
+
+    Attributes:
+        path: Of the file.
+        losses: In its order, float64.
+        names: Of the classes, as they are shown; the place of a name is its number in `table`.
+        table: What each fraction selects.
+    """
+
+    path: Path
+    losses: Tensor
+    names: tuple[str, ...]
+    table: Choices
+
+
+def inspect(
+    path: Path,
+    *,
+    loss_column: str = "loss",
+    class_column: str | None = None,
+    constant_loss: float | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+) -> Inspection:
+    """Reads a file and computes what each fraction selects.
+
+    Args:
+        path: CSV in UTF-8, or separated by tabs if it ends in ``.tsv``; the first line names the columns.
+        loss_column: The column of the losses, one number per line; infinite ones are allowed.
+        class_column: The column of the classes, any text. Default: no class shares.
+        constant_loss: See `topkloss.loop.inspect.choices`.
+        fractions: Each in (0, 1].
+
+    Raises:
+        InputError: One sentence, with the file and the line or with the option.
+    """
+    _check(fractions, constant_loss)
+    losses, labels = _read(path, loss_column, class_column)
+    called = sorted(set(labels), key=numerically)
+    number = {name: place for place, name in enumerate(called)}
+    table = choices(
+        losses,
+        fractions=fractions,
+        classes=torch.tensor([number[label] for label in labels]) if labels else None,
+        constant_loss=constant_loss,
+    )
+    return Inspection(path, losses, tuple(_shown(name) for name in called), table)
+
+
+def text(inspection: Inspection) -> str:
+    """The table, what the bound says, and the class shares."""
+    table, losses = inspection.table, inspection.losses
+    head = f"{number_of(inspection)}: mean {table.average:.4g}, from {losses.min():.4g} to {losses.max():.4g}"
+    columns = [
+        ["fraction", *(f"{row.fraction:g}" for row in table.rows)],
+        ["k", *(f"{row.k:.10g}" for row in table.rows)],
+        ["threshold", *(f"{row.threshold:.4g}" for row in table.rows)],
+        ["value (AT_k)", *(f"{row.value:.4g}" for row in table.rows)],
+        ["value / mean", *(_ratio(row.value, table.average) for row in table.rows)],
+    ]
+    return "\n".join([head, "", *_aligned(columns), *_bounds(table), *_classes(inspection)])
+
+
+def number_of(inspection: Inspection) -> str:
+    """How many losses there are."""
+    return f"{len(inspection.losses)} loss{'' if len(inspection.losses) == 1 else 'es'}"
+
+
+def most_different(inspection: Inspection) -> list[int]:
+    """The classes to show, by number: those whose share of what some fraction selects is farthest beyond chance.
+
+    A class with the share q of all losses has q of k chosen by chance, give or take the root of q (1 - q) / k.
+    """
+    table = inspection.table
+
+    def beyond_chance(label: int) -> float:
+        whole = table.shares[label]
+        chance = math.sqrt(whole * (1 - whole)) or 1.0
+        return max((abs(row.shares[label] - whole) * math.sqrt(row.k) / chance for row in table.rows), default=0.0)
+
+    ranked = sorted(table.shares, key=lambda label: (-beyond_chance(label), label))
+    return sorted(ranked[:MOST_CLASSES])
+
+
+def _bounds(table: Choices) -> list[str]:
+    if table.constant_loss is None or table.bound is None or table.crossing is None:
+        return []
+    constant, bound = f"{table.constant_loss:.4g}", f"{table.bound:.3g}"
+    if table.crossing == math.inf:
+        return [
+            "",
+            f"A model whose loss is {constant} everywhere has the smaller AT_k at every fraction: train longer.",
+        ]
+    if table.crossing == 0:
+        verdict = f"No loss is above {constant}: a constant model with that loss has the smaller AT_k at no fraction."
+    else:
+        below = f"{table.crossing:.3g}"
+        verdict = f"Below fraction {below} a constant model, of loss {constant}, has a smaller AT_k than this one."
+    return ["", verdict, f"Above fraction {bound} = mean / {constant} the bound k > n E* holds: E* is that or less."]
+
+
+def _classes(inspection: Inspection) -> list[str]:
+    table, names = inspection.table, inspection.names
+    if not names:
+        return []
+    shown = most_different(inspection)
+    rows = [row for row in table.rows if row.fraction < 1]
+    columns = [
+        ["class", *(names[label] for label in shown)],
+        ["all", *(f"{100 * table.shares[label]:.1f}" for label in shown)],
+        *([f"{row.fraction:g}", *(f"{100 * row.shares[label]:.1f}" for label in shown)] for row in rows),
+    ]
+    lines = ["", "Share of each class in all losses and in each fraction, %:", *_aligned(columns, left=1)]
+    if len(shown) < len(names):
+        lines.append(f"and {len(names) - len(shown)} other classes, nearer to what chance would select")
+    return lines
+
+
+def _aligned(columns: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join(f"{cell:{'<' if place < left else '>'}{widths[place]}}" for place, cell in enumerate(cells)).rstrip()
+        for cells in zip(*columns, strict=True)
+    ]
+
+
+def _read(path: Path, loss_column: str, class_column: str | None) -> tuple[Tensor, list[str]]:
+    """The losses, and the class of each, or none."""
+    wanted = {"--loss-column": loss_column} | ({} if class_column is None else {"--class-column": class_column})
+    losses, labels = [], []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            columns = [name.strip() for name in next(reader, [])]
+            for option, column in wanted.items():
+                if columns.count(column) != 1:
+                    raise InputError(
+                        f"{path}, line 1: there must be one column `{column}`; got "
+                        f"{', '.join(map(_shown, columns)) or 'nothing'}. Pass its name as `{option}`."
+                    )
+            places = [columns.index(column) for column in wanted.values()]
+            for row in reader:
+                if row:
+                    cells = [row[place].strip() if place < len(row) else "" for place in places]
+                    losses.append(_number(path, reader.line_num, loss_column, cells[0]))
+                    labels += _named(path, reader.line_num, class_column, cells[1:])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{path} must be a CSV file in UTF-8; got {getattr(error, 'strerror', None) or error}. "
+            f"Pass a file with the column {loss_column}."
+        ) from error
+    if not losses:
+        raise InputError(f"{path}, line 2: there must be a loss; got the names of the columns only. Add losses.")
+    return torch.tensor(losses, dtype=torch.float64), labels
+
+
+def _number(path: Path, line: int, column: str, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise InputError(
+            f"{path}, line {line}: `{column}` must be a number; got {_shown(cell) or 'nothing'}. "
+            "Correct the line or remove it."
+        )
+    return value
+
+
+def _named(path: Path, line: int, column: str | None, cells: list[str]) -> list[str]:
+    if "" in cells:
+        raise InputError(
+            f"{path}, line {line}: `{column}` must not be empty; got nothing. Fill it in or remove the line."
+        )
+    return cells
+
+
+def _check(fractions: Sequence[float], constant_loss: float | None) -> None:
+    for fraction in fractions:
+        if not 0 < fraction <= 1:
+            example = fraction / 100 if 1 < fraction <= 100 else 0.7
+            raise InputError(
+                f"`--fractions` must satisfy 0 < fraction <= 1; got {fraction:g}. "
+                f"For the {100 * example:g} % hardest pass {example:g}."
+            )
+    if constant_loss is not None and not 0 < constant_loss < math.inf:
+        raise InputError(
+            f"`--constant-loss` must satisfy 0 < loss < inf; got {constant_loss:g}. "
+            "For the cross-entropy of C classes pass the natural logarithm of C."
+        )
+
+
+def _shown(name: str) -> str:
+    """On one line, of bearable length, without what would command a terminal."""
+    clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _ratio(value: float, average: float) -> str:
+    return f"{value / average:.3g}" if average and math.isfinite(average) else "-"

@@ -1,0 +1,1 @@
+"""Images, one class each: a network, trained on Lightning."""

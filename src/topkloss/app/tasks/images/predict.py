@@ -1,0 +1,148 @@
+"""Images without labels: the probability of each class, file after file, into a CSV."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from topkloss.app.errors import InputError
+from topkloss.app.runs.files import check_out, written
+from topkloss.app.tasks.images.inference import SUFFIXES, Item, outputs
+from topkloss.app.tasks.images.run import Run
+
+__all__ = ["Prediction", "find_images", "predict", "write_predictions"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of an image.
+
+    Attributes:
+        path: Of the image.
+        label: The most probable class, the first of equals; None where the image cannot be read.
+        probabilities: Of the classes, in their order; empty where the image cannot be read.
+        error: Why it cannot be read; "" where it can.
+    """
+
+    path: Path
+    label: str | None
+    probabilities: tuple[float, ...]
+    error: str = ""
+
+
+def predict(run: Run, paths: Iterable[str | Path], *, batch_size: int = 64, workers: int = 0) -> Iterator[Prediction]:
+    """Predictions as they come, in the order of `find_images`; a bad image is a prediction with an `error`.
+
+    Args:
+        run: From `topkloss.app.tasks.images.run.load_run`.
+        paths: Of images, and of folders of images.
+        batch_size: Images that pass through the model together.
+        workers: Processes that load images beside this one.
+
+    Raises:
+        InputError: If no image is found, an option is out of range or a process that loads images ends.
+    """
+    found = find_images(paths)
+    readable = [path for path, refused in found.items() if not refused]
+    return _predictions(run, found, outputs(run, readable, batch_size=batch_size, workers=workers))
+
+
+def write_predictions(
+    run: Run, paths: Iterable[str | Path], out: str | Path, *, batch_size: int = 64, workers: int = 0
+) -> tuple[int, int]:
+    """Writes a CSV: image, class and its probability, error, and a column `p_...` for each class.
+
+    Args:
+        run: See `predict`.
+        paths: See `predict`.
+        out: Ends in ``.csv``. It appears, or is replaced, when all is done.
+        batch_size: See `predict`.
+        workers: See `predict`.
+
+    Returns:
+        The number of lines, and of those with an error.
+
+    Raises:
+        InputError: See `predict`; and if all images are bad, or the file cannot be written.
+    """
+    out = Path(out)
+    check_out(out, (".csv",))
+    predictions = predict(run, paths, batch_size=batch_size, workers=workers)
+    lines = bad = 0
+    first = ""
+    with written(out) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "class", "probability", "error", *(f"p_{name}" for name in run.classes)])
+        for prediction in predictions:
+            lines += 1
+            if prediction.error:
+                bad += 1
+                first = first or f"{prediction.path}: {prediction.error}"
+            writer.writerow(_row(prediction, len(run.classes)))
+        if lines == bad:
+            raise InputError(
+                f"`IMAGES` must be images that can be read; got {bad}, none of which can, the first {first}. "
+                "Pass others."
+            )
+    return lines, bad
+
+
+def find_images(paths: Iterable[str | Path]) -> dict[Path, str]:
+    """Files as they are given; of a folder, and of the folders in it, the files with the suffix of an image, by name.
+
+    Hidden files and folders are passed over, and links to folders are not followed.
+
+    Returns:
+        Each path once, with the reason why it is refused, or "": a link out of its folder is, and a folder that
+        cannot be listed.
+
+    Raises:
+        InputError: If there is none.
+    """
+    given = [Path(path) for path in paths]
+    found: dict[Path, str] = {}
+    for path in given:
+        found |= _inside(path) if os.path.isdir(path) else {path: ""}
+    if not found:
+        raise InputError(
+            "`IMAGES` must be images or folders of images; got "
+            f"{', '.join(map(str, given[:3])) or 'nothing'}, with none in it. Pass others."
+        )
+    return found
+
+
+def _inside(folder: Path) -> dict[Path, str]:
+    found: dict[Path, str] = {}
+    real = os.path.realpath(folder)
+
+    def refuse(error: OSError) -> None:
+        found[Path(error.filename)] = error.strerror or "cannot be listed"
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                path = Path(root, name)
+                leads_out = path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(real)
+                found[path] = "a link out of the folder" if leads_out else ""
+    return found
+
+
+def _predictions(run: Run, found: dict[Path, str], of_each: Iterator[Item]) -> Iterator[Prediction]:
+    for path, refused in found.items():
+        logits, error = (None, refused) if refused else next(of_each)
+        if logits is None:
+            yield Prediction(path, None, (), error)
+        else:
+            label = run.classes[int(logits.argmax())]
+            yield Prediction(path, label, tuple(logits.softmax(0).tolist()))
+
+
+def _row(prediction: Prediction, classes: int) -> list[object]:
+    if prediction.error:
+        return [prediction.path, "", "", prediction.error, *[""] * classes]
+    shown = [f"{probability:.7g}" for probability in prediction.probabilities]
+    return [prediction.path, prediction.label, f"{max(prediction.probabilities):.7g}", "", *shown]

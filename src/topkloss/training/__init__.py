@@ -1,1 +1,0 @@
-"""The application: trains an image classifier on a CSV of images, on Lightning."""
