@@ -12,7 +12,7 @@ OLDEST = .venv-oldest
 SETTINGS = pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/topkloss/kernels/csrc/*)
 
 # What the oldest torch is tested with: the core, which needs torch alone.
-CORE_TESTS = $(patsubst %,tests/test_%.py,choose criterion distributed errors groups kernels laws losses mining mutants \
+CORE_TESTS = $(patsubst %,tests/test_%.py,inspect_fractions criterion distributed errors groups kernels laws losses mining mutants \
              pitfalls regions schedule selection selective situations soft torch) \
              tests/test_house.py::test_examples_of_the_core
 

@@ -167,9 +167,9 @@ def dual(losses: Tensor, *, smoothing: float = 0.0, k: float = 0.0, fraction: fl
     return topkloss.average_top_k_dual(losses, threshold, fraction=0.4, smoothing=smoothing, **given)
 
 
-def tilted(losses: Tensor, *, k: float = 0.0, fraction: float = 0.0, **given: Any) -> Tensor:
+def average_tilted(losses: Tensor, *, k: float = 0.0, fraction: float = 0.0, **given: Any) -> Tensor:
     """`k` and `fraction` mean nothing here."""
-    return topkloss.tilted(losses, tilt=0.7, **given)
+    return topkloss.average_tilted(losses, tilt=0.7, **given)
 
 
 def above_oracle(losses: list[float], *, k: float | None = None, fraction: float | None = None, **given: Any) -> float:
@@ -197,8 +197,8 @@ def dual_oracle(
 
 
 def tilted_oracle(losses: list[float], *, k: float = 0.0, fraction: float = 0.0, **given: Any) -> float:
-    """See `tilted`."""
-    return reference.tilted(losses, tilt=0.7, **given)
+    """See `average_tilted`."""
+    return reference.average_tilted(losses, tilt=0.7, **given)
 
 
 def average_oracle(losses: list[float], *, k: float = 0.0, fraction: float = 0.0, **given: Any) -> float:
@@ -249,7 +249,7 @@ SUBJECTS = [
     Subject("kth_largest", topkloss.kth_largest, reference.kth_largest),
     Subject("average_top_k_dual", dual, dual_oracle),
     Subject("average_top_k_dual smoothed", partial(dual, smoothing=0.5), partial(dual_oracle, smoothing=0.5)),
-    Subject("tilted", tilted, tilted_oracle),
+    Subject("average_tilted", average_tilted, tilted_oracle),
     Subject("AverageTopKLoss", of_losses(topkloss.AverageTopKLoss), reference.average_top_k),
     Subject(
         "AverageTopKLoss within classes",
@@ -430,7 +430,7 @@ OMISSIONS: dict[str, list[Omission]] = {
     "average_top_k_dual smoothed": _FROM_A_THRESHOLD,
     "AverageTopKLoss within classes": [*_IN_GROUPS, _UP_TO_K_IN_GROUPS],
     "DualAverageTopKLoss": _FROM_A_THRESHOLD,
-    "tilted": [
+    "average_tilted": [
         Omission("k_of_one_is_the_maximum", "it has no k", UNEVEN),
         Omission("everything_is_the_mean", "it has no k", UNEVEN),
         Omission("value_is_the_minimum_over_lambda", "it has no k", UNEVEN),

@@ -53,7 +53,7 @@ NO_EXAMPLE = {
     "Selection": "nobody makes one: `topk_select` returns it, and its example shows it",
     "WORLD": "a value; the page on several processes shows it",
     "DistributedError": "it takes several processes to raise one",
-    "Mined": "nobody makes one: `Monitor.compute` returns it, and the example of `Monitor` shows it",
+    "MiningStatistics": "nobody makes one: `Monitor.compute` returns it, and the example of `Monitor` shows it",
 }
 
 # Of processor time, where torch itself takes this much; on a slower processor as much more.

@@ -336,7 +336,7 @@ MUTANTS = [
     Mutant("kernel: all ties whole", portable, "weights_by", all_at_the_threshold_whole, VALUE, PORTABLE),
     Mutant("kernel: slope of all ties", portable, "weights_by", all_at_the_threshold_whole, SLOPE, PORTABLE),
     *([] if not native.is_available() else MUTANTS_OF_NATIVE),
-    Mutant("tilted overflows", topkloss, "tilted", overflowing, VALUE, "tilted"),
+    Mutant("tilted overflows", topkloss, "average_tilted", overflowing, VALUE, "average_tilted"),
 ]
 
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from topkloss import DualAverageTopKLoss, average, average_top_k, average_top_k_dual, maximum, tilted, topk_threshold
+from topkloss import (
+    DualAverageTopKLoss,
+    average,
+    average_tilted,
+    average_top_k,
+    average_top_k_dual,
+    maximum,
+    topk_threshold,
+)
 
 ONE = torch.tensor(1.0, dtype=torch.float64)
 
@@ -80,7 +88,10 @@ def test_infinite_losses_are_losses(smoothing: float) -> None:
 def test_a_counted_nan_shows_everywhere_but_where_nothing_counts() -> None:
     losses = torch.tensor([0.5, math.nan, 3.0, 7.0], dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([True, True, True, False])
-    for value in (average_top_k_dual(losses, ONE, fraction=0.5, mask=mask), tilted(losses, tilt=1.0, mask=mask)):
+    for value in (
+        average_top_k_dual(losses, ONE, fraction=0.5, mask=mask),
+        average_tilted(losses, tilt=1.0, mask=mask),
+    ):
         (gradient,) = torch.autograd.grad(value, losses)
         assert value.isnan()
         assert gradient[:3].isnan().all()
@@ -103,7 +114,7 @@ def test_defaults_are_the_exact_corner_and_a_threshold_of_zero() -> None:
 
 def test_tilted_runs_from_the_mean_to_the_maximum() -> None:
     losses = torch.tensor([1.0, 2.0, 9.0], dtype=torch.float64)
-    values = [tilted(losses, tilt=tilt).item() for tilt in (-1e3, -1.0, 1e-9, 1.0, 1e3)]
+    values = [average_tilted(losses, tilt=tilt).item() for tilt in (-1e3, -1.0, 1e-9, 1.0, 1e3)]
     assert values == sorted(values)
     assert values[0] == pytest.approx(1, abs=0.01)
     assert values[2] == pytest.approx(average(losses).item(), abs=1e-6)
@@ -114,14 +125,14 @@ def test_tilted_bounds_the_tail() -> None:
     torch.manual_seed(0)
     losses = torch.randn(40, dtype=torch.float64).exp()
     for k in (1, 4, 13, 40):
-        assert average_top_k(losses, k=k) <= tilted(losses, tilt=0.7) + math.log(40 / k) / 0.7
+        assert average_top_k(losses, k=k) <= average_tilted(losses, tilt=0.7) + math.log(40 / k) / 0.7
 
 
 @pytest.mark.parametrize("tilt", [0.5, -0.5])
 def test_infinite_losses_share_the_gradient(tilt: float) -> None:
     sign = math.copysign(1, tilt)
     losses = torch.tensor([sign * math.inf, 1.0, sign * math.inf, -sign * math.inf, math.nan], requires_grad=True)
-    value = tilted(losses, tilt=tilt, mask=torch.tensor([True, True, True, True, False]))
+    value = average_tilted(losses, tilt=tilt, mask=torch.tensor([True, True, True, True, False]))
     value.backward()
     assert value == sign * math.inf
     assert losses.grad is not None
@@ -130,7 +141,7 @@ def test_infinite_losses_share_the_gradient(tilt: float) -> None:
 
 def test_a_loss_without_any_weight_costs_nothing() -> None:
     losses = torch.tensor([3.0, 1.0, -math.inf], requires_grad=True)
-    value = tilted(losses, tilt=2.0)
+    value = average_tilted(losses, tilt=2.0)
     value.backward()
     assert value.isfinite()
     assert losses.grad is not None
@@ -140,6 +151,6 @@ def test_a_loss_without_any_weight_costs_nothing() -> None:
 
 def test_tilted_has_second_derivatives() -> None:
     losses = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: tilted(x, tilt=1.5), losses)
+    assert torch.autograd.gradgradcheck(lambda x: average_tilted(x, tilt=1.5), losses)
     near = torch.randn(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: average_top_k_dual(x, ONE, fraction=0.4, smoothing=0.3), near)

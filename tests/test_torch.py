@@ -25,11 +25,11 @@ from topkloss import (
     average_above,
     average_hard_negatives,
     average_ranked_range,
+    average_tilted,
     average_top_k,
     average_top_k_dual,
     kth_largest,
     maximum,
-    tilted,
     topk_select,
     topk_threshold,
     topk_weights,
@@ -50,12 +50,12 @@ AGGREGATES: dict[str, Callable[..., Tensor]] = {
     "average_above": lambda losses, **given: average_above(losses, threshold=0.5, min_kept=2.5, **given),
     "average_hard_negatives": lambda losses, **given: average_hard_negatives(losses, every_third(losses), **given),
     "average_top_k_dual": lambda losses, **given: average_top_k_dual(losses, half_of(losses), fraction=0.3, **given),
-    "tilted": lambda losses, **given: tilted(losses, tilt=0.5, **given),
+    "average_tilted": lambda losses, **given: average_tilted(losses, tilt=0.5, **given),
 }
 IN_GROUPS: dict[str, Callable[..., Tensor]] = {
     f"{name} in groups": lambda losses, aggregate=aggregate, **given: aggregate(losses, groups=thirds(losses), **given)
     for name, aggregate in AGGREGATES.items()
-    if name not in ("topk_weights", "topk_threshold", "average_top_k_dual", "tilted")
+    if name not in ("topk_weights", "topk_threshold", "average_top_k_dual", "average_tilted")
 }
 
 
@@ -340,7 +340,7 @@ def test_on_an_accelerator_nothing_is_read_back_or_sorted(name: str, weighed: bo
             value.backward()
     assert value.device.type == "meta"
     assert operations.names.isdisjoint(READING | SORTING), operations.names
-    without = ("average", "maximum", "average_top_k_dual", "tilted")
+    without = ("average", "maximum", "average_top_k_dual", "average_tilted")
     assert ("bitwise_xor" in operations.names) == (name not in without)
 
 

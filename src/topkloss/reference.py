@@ -16,12 +16,12 @@ __all__ = [
     "average_above",
     "average_hard_negatives",
     "average_ranked_range",
+    "average_tilted",
     "average_top_k",
     "average_top_k_dual",
     "kth_largest",
     "maximum",
     "mean_over_groups",
-    "tilted",
     "topk_threshold",
     "topk_weights",
 ]
@@ -297,7 +297,7 @@ def average_top_k_dual(
     return threshold + average(excesses, sample_weight=mass, nan_policy=nan_policy) / fraction
 
 
-def tilted(
+def average_tilted(
     losses: Sequence[float],
     *,
     tilt: float,
@@ -308,7 +308,7 @@ def tilted(
     """The log of the mean of the exponentials.
 
     Example:
-        >>> round(tilted([0.0, math.log(3.0)], tilt=1.0), 6), round(math.log(2.0), 6)
+        >>> round(average_tilted([0.0, math.log(3.0)], tilt=1.0), 6), round(math.log(2.0), 6)
         (0.693147, 0.693147)
     """
     mass = _counted_mass(losses, mask, sample_weight)

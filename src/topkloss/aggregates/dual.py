@@ -20,7 +20,7 @@ from topkloss.ranking.ranking import Counted, count
 from topkloss.ranking.selection import Selection, even_weights, value_of
 from topkloss.ranking.stretch import weighted_sum
 
-__all__ = ["DualAverageTopKLoss", "average_top_k_dual", "tilted"]
+__all__ = ["DualAverageTopKLoss", "average_tilted", "average_top_k_dual"]
 
 # Beyond so many widths the rounded corner is half a width below the corner, to the last digit.
 WIDE = 1e9
@@ -82,7 +82,7 @@ def average_top_k_dual(
     return _seen_from(counted, losses, threshold, fraction, smoothing)
 
 
-def tilted(
+def average_tilted(
     losses: Tensor,
     *,
     tilt: float,
@@ -109,7 +109,7 @@ def tilted(
         TypeError, ValueError: See `topk_threshold`; also if `tilt` is 0 or not finite.
 
     Example:
-        >>> tilted(torch.tensor([1.0, 2.0, 9.0]), tilt=1.0)
+        >>> average_tilted(torch.tensor([1.0, 2.0, 9.0]), tilt=1.0)
         tensor(7.9026)
 
     Cost: six reads of the losses.

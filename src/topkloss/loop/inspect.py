@@ -18,14 +18,14 @@ from topkloss.base.arguments import check_integers, check_k, check_tensors, real
 from topkloss.ranking.selection import topk_select
 from topkloss.ranking.stretch import capacity
 
-__all__ = ["Choice", "Choices", "choices"]
+__all__ = ["FractionRow", "FractionTable", "inspect_fractions"]
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What one fraction selects: a row of `Choices`.
+class FractionRow:
+    """What one fraction selects: a row of `FractionTable`.
 
     Attributes:
         fraction: As asked for.
@@ -35,8 +35,8 @@ class Choice:
         shares: Of the selected mass, in each class; of sum 1. Empty without `classes`.
 
     Example:
-        >>> choices(torch.tensor([4.0, 2.0, 1.0, 1.0]), fractions=[0.5]).rows[0]
-        Choice(fraction=0.5, k=2.0, threshold=2.0, value=3.0, shares={})
+        >>> inspect_fractions(torch.tensor([4.0, 2.0, 1.0, 1.0]), fractions=[0.5]).rows[0]
+        FractionRow(fraction=0.5, k=2.0, threshold=2.0, value=3.0, shares={})
     """
 
     fraction: float
@@ -47,7 +47,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Choices:
+class FractionTable:
     """A row for each fraction, and what they are to be compared with.
 
     Attributes:
@@ -64,12 +64,12 @@ class Choices:
             `constant_loss`, inf where their average is; at most `bound` for losses >= 0. None without `constant_loss`.
 
     Example:
-        >>> table = choices(torch.tensor([4.0, 2.0, 1.0, 1.0]), constant_loss=3)
+        >>> table = inspect_fractions(torch.tensor([4.0, 2.0, 1.0, 1.0]), constant_loss=3)
         >>> table.average, round(table.bound, 3), table.crossing  # (4 + 2) / 2 = 3
         (2.0, 0.667, 0.5)
     """
 
-    rows: tuple[Choice, ...]
+    rows: tuple[FractionRow, ...]
     mass: float
     average: float
     shares: dict[int, float]
@@ -78,7 +78,7 @@ class Choices:
     crossing: float | None
 
 
-def choices(
+def inspect_fractions(
     losses: Tensor,
     *,
     fractions: Sequence[float] = FRACTIONS,
@@ -86,7 +86,7 @@ def choices(
     constant_loss: float | None = None,
     mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
-) -> Choices:
+) -> FractionTable:
     r"""Threshold, value and class shares at every fraction, and the fractions at which a constant model would win.
 
     .. math:: \mathrm{crossing} = \min \{ \nu : \mathrm{AT}_{\nu S} \le c \} \le \mathrm{AT}_S / c = \mathrm{bound}
@@ -111,7 +111,7 @@ def choices(
 
     Example:
         >>> losses, classes = torch.tensor([4.0, 2.0, 1.0, 1.0]), torch.tensor([1, 0, 0, 0])
-        >>> table = choices(losses, fractions=[0.25, 0.5, 1], classes=classes)
+        >>> table = inspect_fractions(losses, fractions=[0.25, 0.5, 1], classes=classes)
         >>> [(row.threshold, row.value, row.shares[1]) for row in table.rows]
         [(4.0, 4.0, 1.0), (2.0, 3.0, 0.5), (1.0, 2.0, 0.25)]
 
@@ -131,13 +131,13 @@ def choices(
     losses, mass = losses[counts], everything.mass[counts]
     labels = torch.zeros(0) if classes is None else classes.detach().cpu()[counts]
 
-    def row(fraction: float) -> Choice:
+    def row(fraction: float) -> FractionRow:
         taken = topk_select(losses, fraction=fraction, sample_weight=mass)
         k, shares = float(capacity(total, None, fraction)), _shares(labels, taken.weights)
-        return Choice(float(fraction), k, float(taken.threshold), float(taken.value), shares)
+        return FractionRow(float(fraction), k, float(taken.threshold), float(taken.value), shares)
 
     average, constant = float((mass * losses).sum() / total), None if constant_loss is None else float(constant_loss)
-    return Choices(
+    return FractionTable(
         rows=tuple(row(fraction) for fraction in fractions),
         mass=float(total),
         average=average,

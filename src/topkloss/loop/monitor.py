@@ -11,11 +11,11 @@ from topkloss.base.arguments import check_same_shape
 from topkloss.base.processes import ProcessGroup, ranks_of
 from topkloss.ranking.selection import Selection
 
-__all__ = ["Mined", "Monitor"]
+__all__ = ["MiningStatistics", "Monitor"]
 
 
 @dataclass(frozen=True)
-class Mined:
+class MiningStatistics:
     """What the mining did over some batches. Numbers are NaN where nothing was counted.
 
     Attributes:
@@ -112,7 +112,7 @@ class Monitor:
             added = torch.stack(rows)[:, : self.classes]
             self._of_classes = added if self._of_classes is None else self._of_classes + added
 
-    def compute(self) -> Mined:
+    def compute(self) -> MiningStatistics:
         """What the mining did since the last reset."""
         nan = float("nan")
         sums = torch.zeros(7, dtype=torch.float64) if self._sums is None else self._sums
@@ -129,7 +129,7 @@ class Monitor:
         def ratio(part: float, whole: float) -> float:
             return part / whole if whole != 0 else nan
 
-        return Mined(
+        return MiningStatistics(
             batches=int(batches),
             value=ratio(value, batches),
             average=ratio(average, total),

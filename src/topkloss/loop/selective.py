@@ -29,7 +29,7 @@ from topkloss.losses.elements import Elements
 from topkloss.ranking.selection import Selection
 from topkloss.ranking.stretch import weighted_sum
 
-__all__ = ["SelectiveStep", "Stepped"]
+__all__ = ["SelectiveStep", "StepResult"]
 
 Selecting: TypeAlias = Criterion | DualAverageTopKLoss | CompoundLoss | DeepSupervisionLoss
 
@@ -41,7 +41,7 @@ TALKING = ("FSDPModule", "FullyShardedDataParallel", "SyncBatchNorm")
 
 
 @dataclass(frozen=True, eq=False)
-class Stepped:
+class StepResult:
     """What a `SelectiveStep` did with one batch.
 
     Attributes:
@@ -149,7 +149,7 @@ class SelectiveStep:
 
     def __call__(
         self, inputs: Inputs, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
-    ) -> Stepped:
+    ) -> StepResult:
         """Adds the gradient of this batch to the parameters' ``grad``.
 
         Args:
@@ -228,14 +228,14 @@ class SelectiveStep:
                 )
         return elements
 
-    def _plain(self, batch: Batch, elements: Any) -> Stepped:
+    def _plain(self, batch: Batch, elements: Any) -> StepResult:
         """Backward of the whole batch, whose elements were computed with gradient."""
         selection = self.criterion.select_elements(elements)
         loss = self.criterion.total(selection)
         self._backward(loss)
-        return Stepped(loss.detach(), _mapped(_without_gradient, selection), len(batch.targets), len(batch.targets))
+        return StepResult(loss.detach(), _mapped(_without_gradient, selection), len(batch.targets), len(batch.targets))
 
-    def _selective(self, batch: Batch, elements: Any, full: bool) -> Stepped:
+    def _selective(self, batch: Batch, elements: Any, full: bool) -> StepResult:
         """Forward and backward of what has weight among the whole batch, or of all; in micro-batches."""
         with torch.enable_grad():
             elements = _mapped(_as_leaf, elements)
@@ -249,7 +249,7 @@ class SelectiveStep:
         rows = torch.arange(len(batch.targets), device=batch.targets.device)
         if not full:
             rows = rows[torch.stack([(one != 0).unsqueeze(-1).flatten(1).any(1) for one in weights]).any(0)]
-        stepped = Stepped(loss.detach(), _mapped(_without_gradient, selection), len(batch.targets), len(rows))
+        stepped = StepResult(loss.detach(), _mapped(_without_gradient, selection), len(batch.targets), len(rows))
         if len(rows) == 0:  # still one, of weight 0: gradients are then 0, not None, and no other process waits
             rows = torch.arange(min(1, len(batch.targets)), device=rows.device)
         stretches = pieces(len(rows), self.micro_batch)

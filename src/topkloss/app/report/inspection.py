@@ -13,7 +13,7 @@ from torch import Tensor
 
 from topkloss.app.data.examples import numerically
 from topkloss.app.errors import InputError
-from topkloss.loop.inspect import FRACTIONS, Choices, choices
+from topkloss.loop.inspect import FRACTIONS, FractionTable, inspect_fractions
 
 __all__ = ["Inspection", "inspect", "most_different", "number_of", "text"]
 
@@ -36,7 +36,7 @@ class Inspection:
     path: Path
     losses: Tensor
     names: tuple[str, ...]
-    table: Choices
+    table: FractionTable
 
 
 def inspect(
@@ -53,7 +53,7 @@ def inspect(
         path: CSV in UTF-8, or separated by tabs if it ends in ``.tsv``; the first line names the columns.
         loss_column: The column of the losses, one number per line; infinite ones are allowed.
         class_column: The column of the classes, any text. Default: no class shares.
-        constant_loss: See `topkloss.loop.inspect.choices`.
+        constant_loss: See `topkloss.loop.inspect.inspect_fractions`.
         fractions: Each in (0, 1].
 
     Raises:
@@ -63,7 +63,7 @@ def inspect(
     losses, labels = _read(path, loss_column, class_column)
     called = sorted(set(labels), key=numerically)
     number = {name: place for place, name in enumerate(called)}
-    table = choices(
+    table = inspect_fractions(
         losses,
         fractions=fractions,
         classes=torch.tensor([number[label] for label in labels]) if labels else None,
@@ -107,7 +107,7 @@ def most_different(inspection: Inspection) -> list[int]:
     return sorted(ranked[:MOST_CLASSES])
 
 
-def _bounds(table: Choices) -> list[str]:
+def _bounds(table: FractionTable) -> list[str]:
     if table.constant_loss is None or table.bound is None or table.crossing is None:
         return []
     constant, bound = f"{table.constant_loss:.4g}", f"{table.bound:.3g}"

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from topkloss import average_top_k, reference
-from topkloss.loop.inspect import Choices, choices
+from topkloss.loop.inspect import FractionTable, inspect_fractions
 
 # Quarters and small masses: every sum of them is exact in float64.
 QUARTERS = st.integers(0, 40).map(lambda quarters: quarters / 4)
@@ -55,7 +55,7 @@ def exact_crossing(pairs: Sequence[tuple[float, float]], constant: float) -> Fra
 def test_the_table_is_that_of_plain_floats(
     elements: list[tuple[float, int, int, bool]], fractions: list[float]
 ) -> None:
-    table = choices(**columns(elements), fractions=fractions)
+    table = inspect_fractions(**columns(elements), fractions=fractions)
     losses, mass, classes, mask = (list(column) for column in zip(*elements, strict=True))
     beside: dict[str, Any] = {"mask": mask, "sample_weight": [float(width) for width in mass]}
     counted = [width if there else 0 for width, there in zip(mass, mask, strict=True)]
@@ -84,7 +84,7 @@ def of_classes(classes: Sequence[int], weights: Sequence[float], counted: Sequen
 @example([(3.0, 1, 0, True), (1.0, 1, 0, True)], 2.0)  # the average itself: at fraction 1
 @example([(2.0, 1, 0, True), (2.0, 1, 0, True)], 2.0)
 def test_the_crossing_is_exact(elements: list[tuple[float, int, int, bool]], constant: float) -> None:
-    table = choices(**columns(elements), fractions=[], constant_loss=constant)
+    table = inspect_fractions(**columns(elements), fractions=[], constant_loss=constant)
     pairs = [(loss, float(mass)) for loss, mass, _, mask in elements if mass > 0 and mask]
     exact = exact_crossing(pairs, constant)
     assert table.crossing == (math.inf if exact is None else pytest.approx(float(exact), rel=1e-15, abs=0))
@@ -102,7 +102,7 @@ LOSSES = st.lists(st.floats(0, 100, width=32), min_size=2, max_size=30)
 def test_the_objectives_cross_there(losses: list[float], constant: float) -> None:
     """Just below it AT_k is above the constant, at it they are equal, and just above it AT_k is below."""
     tensor = torch.tensor(losses, dtype=torch.float64)
-    crossing = choices(tensor, fractions=[], constant_loss=constant).crossing
+    crossing = inspect_fractions(tensor, fractions=[], constant_loss=constant).crossing
     assert crossing is not None
     if crossing == 0:
         assert max(losses) <= constant
@@ -119,41 +119,41 @@ def test_the_objectives_cross_there(losses: list[float], constant: float) -> Non
 def test_the_zero_model_wins_below_the_crossing() -> None:
     """Hinge losses (1 for the zero model): the average is 0.5, and the two hardest of six cost 1 together."""
     hinge = torch.tensor([1.5, 0.5, 0.5, 0.5, 0.0, 0.0])
-    table = choices(hinge, constant_loss=1)
+    table = inspect_fractions(hinge, constant_loss=1)
     assert table.bound == 0.5
     assert table.crossing == pytest.approx(2 / 6)
     assert average_top_k(hinge, fraction=0.3) > 1 > average_top_k(hinge, fraction=0.4)
 
 
 def test_infinite_losses_are_losses() -> None:
-    table = choices(torch.tensor([math.inf, 1.0, 0.0, 0.0]), fractions=[0.25, 0.5], constant_loss=1)
+    table = inspect_fractions(torch.tensor([math.inf, 1.0, 0.0, 0.0]), fractions=[0.25, 0.5], constant_loss=1)
     assert [(row.threshold, row.value) for row in table.rows] == [(math.inf, math.inf), (1.0, math.inf)]
     assert (table.average, table.bound, table.crossing) == (math.inf, math.inf, math.inf)
-    assert choices(torch.tensor([3.0, -math.inf]), constant_loss=1).crossing == 0.5
+    assert inspect_fractions(torch.tensor([3.0, -math.inf]), constant_loss=1).crossing == 0.5
 
 
 def test_any_shape_and_precision_and_nothing_is_written_to() -> None:
     losses = torch.tensor([[3.0, 1.0], [2.0, 9.0]], dtype=torch.bfloat16, requires_grad=True)
     classes = torch.tensor([[0, 0], [7, 7]], dtype=torch.uint8)
-    table = choices(losses, fractions=[0.5], classes=classes)
-    assert table == choices(losses.detach().double().flatten(), fractions=[0.5], classes=classes.flatten())
+    table = inspect_fractions(losses, fractions=[0.5], classes=classes)
+    assert table == inspect_fractions(losses.detach().double().flatten(), fractions=[0.5], classes=classes.flatten())
     assert (table.rows[0].value, table.rows[0].shares) == (6.0, {0: 0.5, 7: 0.5})
     assert losses.grad is None
 
 
 def test_a_masked_class_is_no_class_and_a_masked_nan_is_none() -> None:
     losses, classes = torch.tensor([1.0, math.nan, 3.0]), torch.tensor([0, -100, 1])
-    table = choices(losses, fractions=[0.5], classes=classes, mask=classes >= 0)
+    table = inspect_fractions(losses, fractions=[0.5], classes=classes, mask=classes >= 0)
     assert table.shares == {0: 0.5, 1: 0.5}
     assert table.rows[0].shares == {0: 0.0, 1: 1.0}
 
 
 def test_a_count_near_a_whole_number_is_that_number() -> None:
-    assert choices(torch.arange(100.0), fractions=[0.29]).rows[0].k == 29
+    assert inspect_fractions(torch.arange(100.0), fractions=[0.29]).rows[0].k == 29
 
 
 def test_without_a_constant_there_is_no_bound() -> None:
-    table: Choices = choices(torch.ones(3))
+    table: FractionTable = inspect_fractions(torch.ones(3))
     assert (table.constant_loss, table.bound, table.crossing) == (None, None, None)
     assert len(table.rows) == 9
 
@@ -178,4 +178,4 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize(("arguments", "error", "sentence"), BAD, ids=lambda value: value if type(value) is str else "")
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
-        choices(**({"losses": torch.tensor([1.0, 2.0, 3.0])} | arguments))
+        inspect_fractions(**({"losses": torch.tensor([1.0, 2.0, 3.0])} | arguments))
