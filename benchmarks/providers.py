@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.peers import mmseg_loss_file, version_of
-from topkloss import average_top_k_cross_entropy
+from topkloss import average_top_k_cross_entropy, topk_weights
 from topkloss.kernels import native, operators
 
 __all__ = [
@@ -177,16 +177,15 @@ def native_providers() -> dict[str, Value]:
 
 def in_kept_buffer(problem: Problem, fraction: float) -> Callable[[Tensor], None]:
     """The native kernels, writing their gradient into memory that is there already; the caller gives the logits."""
-    kept = operators._by_places(torch.zeros_like(problem.logits))
-    targets = operators._like_places(problem.targets, kept)
-    asked = torch.tensor(fraction, dtype=torch.float64)
+    kept = operators.by_positions(torch.zeros_like(problem.logits))
+    targets = operators.like_positions(problem.targets, kept)
+    settings: dict[str, Any] = {"class_weight": None, "smoothing": 0.0}
 
     def step(logits: Tensor) -> None:
-        logits = operators._by_places(logits)
-        settings = (None, None, None, asked, True, IGNORED, 0.0, True)
-        _, scores, rule = torch.ops.topkloss.top_k_cross_entropy(logits, targets, *settings)
-        stretch = native.Stretch(*rule.tolist())
-        native.gradient(logits, targets, native.line(scores), stretch, class_weight=None, smoothing=0.0, out=kept)
+        logits, counts = operators.by_positions(logits), targets != IGNORED
+        losses, _ = native.cross_entropy(logits, targets, counts=counts, **settings)
+        weights = topk_weights(losses, fraction=fraction, mask=counts)
+        native.gradient(weights, logits, targets, counts=counts, **settings, out=kept)
 
     return step
 

@@ -222,7 +222,8 @@ def test_peak_memory_inside_of_an_operator_is_seen() -> None:
 
     step("native")
     of_logits, of_scores = 4 * logits.numel(), 4 * targets.numel()
-    assert of_logits + of_scores <= peak_of(lambda: step("native")) < of_logits + 2.1 * of_scores
+    # one loss for each element, what it is multiplied with in backward, and a mask of a byte
+    assert of_logits + of_scores <= peak_of(lambda: step("native")) < of_logits + 2.3 * of_scores
 
 
 # instructions

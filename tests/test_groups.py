@@ -19,7 +19,8 @@ from topkloss import (
     kth_largest,
     topk_select,
 )
-from topkloss.ranking.groups import places
+from topkloss.ranking.groups import SortedGroups
+from topkloss.ranking.tensor_ranking import tensor_ranking
 
 
 def one_by_one(aggregate: Any, losses: Tensor, groups: Tensor, **given: Any) -> Tensor:
@@ -99,11 +100,11 @@ def test_a_tiny_k_is_the_maximum_of_each_group() -> None:
         assert kth_largest(losses, k=k, groups=groups, sample_weight=mass) == 4.5
 
 
-def test_masses_of_places_are_exact_where_each_counts_one() -> None:
+def test_masses_in_groups_are_exact_where_each_counts_one() -> None:
     scores = torch.tensor([2.0, -0.0, 2.0, 0.0, math.inf, -math.inf])
     mask = torch.tensor([True, True, True, True, True, False])
-    at = places(scores, mask, None, torch.zeros(6, dtype=torch.int8))
-    assert at.above.tolist() == [1, 3, 1, 3, 0, 5]
+    at = SortedGroups(tensor_ranking(scores, mask=mask), torch.zeros(6, dtype=torch.int8))
+    assert at.above_each.tolist() == [1, 3, 1, 3, 0, 5]
     assert at.tied.tolist() == [2, 2, 2, 2, 1, 0]
     assert at.total.tolist() == [5] * 6
     assert at.number == 1

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Memory
 from topkloss import AverageTopKCrossEntropyLoss, average_top_k, average_top_k_cross_entropy
-from topkloss.kernels import native, rule
+from topkloss.kernels import native, operators, portable
+from topkloss.losses.elements import class_mass
 from topkloss.ranking.threshold import kth_largest
 
 built = pytest.mark.skipif(not native.is_available(), reason="the native kernels were not built for this processor")
@@ -53,11 +54,26 @@ def value_and_gradient(outputs: Tensor, targets: Tensor, **settings: Any) -> tup
     return value.detach(), gradient
 
 
-def by_plain_torch(outputs: Tensor, targets: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
-    """The same in float64, composed of what torch has; with a sample weight no kernel serves."""
-    ones = torch.ones(targets.shape)
-    settings = {**settings, "weight": None if settings.get("weight") is None else settings["weight"].double()}
-    return value_and_gradient(outputs.double(), targets, **settings, sample_weight=ones)
+def by_plain_torch(
+    outputs: Tensor,
+    targets: Tensor,
+    *,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    mask: Tensor | None = None,
+    **asked: Any,
+) -> tuple[Tensor, Tensor]:
+    """The same in float64, composed of what torch has."""
+    leaf = outputs.detach().double().requires_grad_()
+    counts = targets != ignore_index if mask is None else (targets != ignore_index) & mask
+    mass = None if weight is None else class_mass(targets, weight)
+    counts = counts if mass is None else counts & (mass != 0)
+    smoothed: dict[str, Any] = {"class_weight": weight, "smoothing": label_smoothing}
+    losses, scores = portable.composed(leaf, targets, counts=counts, **smoothed)
+    value = average_top_k(losses, mask=counts, sample_weight=mass, scores=scores, **asked)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
 
 
 # The same answer as plain torch
@@ -74,7 +90,7 @@ def test_every_layout_and_precision(shape: Any, dtype: torch.dtype, channels_las
     outputs = outputs.contiguous(memory_format=torch.channels_last) if channels_last else outputs
     weight = torch.linspace(0, 2, shape[1]) if shape[1] > 1 else torch.ones(1)
     for fraction, smoothing, weights in itertools.product([0.05, 0.37, 1.0], [0.0, 0.1], [None, weight]):
-        settings = {"fraction": fraction, "label_smoothing": smoothing, "weight": weights}
+        settings: dict[str, Any] = {"fraction": fraction, "label_smoothing": smoothing, "weight": weights}
         value, gradient = value_and_gradient(outputs, targets, **settings, backend=backend)
         expected, slope = by_plain_torch(outputs, targets, **settings)
         assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -141,7 +157,11 @@ def test_masks_counts_and_ties(backend: str, data: st.DataObject) -> None:
     targets = torch.tensor(data.draw(labels)).reshape(shape)
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=targets.numel(), max_size=targets.numel())))
     k = data.draw(st.sampled_from([0.5, 1.0, 2.5, 7.0, 100.0]))
-    settings = {"k": k, "ignore_index": -1, "mask": data.draw(st.sampled_from([None, mask.reshape(shape)]))}
+    settings: dict[str, Any] = {
+        "k": k,
+        "ignore_index": -1,
+        "mask": data.draw(st.sampled_from([None, mask.reshape(shape)])),
+    }
     value, _ = value_and_gradient(outputs, targets, **settings, backend=backend)
     expected, _ = by_plain_torch(outputs, targets, **settings)
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
@@ -212,8 +232,8 @@ def scores_of(outputs: Tensor, targets: Tensor) -> Tensor:
     """What the native kernel ranks by."""
     places = outputs.t().unsqueeze(0) if outputs.dim() == 2 else outputs
     labels = targets.reshape(places.shape[0], -1)
-    plain: dict[str, Any] = {"counts": None, "ignore_index": -1, "class_weight": None, "smoothing": 0.0}
-    return native.cross_entropy(places, labels, **plain).scores.reshape(targets.shape)
+    losses, _ = native.cross_entropy(places, labels, counts=None, class_weight=None, smoothing=0.0)
+    return losses.reshape(targets.shape)
 
 
 @built
@@ -239,7 +259,7 @@ def test_infinite_logits_are_what_they_are_to_torch(backend: str, rows: bool, sm
     for labels in ([1, 0, 1, 0], [0, 1, 2, 1], [2, 2, 0, 2]):
         targets = torch.tensor(labels) if rows else torch.tensor([labels])
         for k in (1.0, 2.5, 4.0):
-            settings = {"k": k, "label_smoothing": smoothing}
+            settings: dict[str, Any] = {"k": k, "label_smoothing": smoothing}
             ours = value_and_gradient(outputs, targets, **settings, backend=backend)
             torch.testing.assert_close(ours, by_plain_torch(outputs, targets, **settings), equal_nan=True)
 
@@ -301,7 +321,7 @@ def test_the_kth_largest_of_any_distribution(n: int, dtype: torch.dtype, threads
         for share, number in itertools.product([1e-9, 0.003, 0.1, 0.5, 0.9, 1.0], [1, 3]):
             threads(number)
             k = max(1, round(share * n))
-            found = native.kth_largest(native.line(scores), k)
+            found = native.kth_largest(native.Line.of(scores), k)
             expected = ordered[k - 1]
             assert found[0] == expected, (name, k)
             assert found[1] == (scores > expected).sum()
@@ -310,9 +330,7 @@ def test_the_kth_largest_of_any_distribution(n: int, dtype: torch.dtype, threads
 
 @built
 @pytest.mark.parametrize(("n", "number"), [(1, 1), (1025, 1), (70_000, 1), (70_000, 3)])
-def test_what_counts_on_a_line_and_what_a_stretch_of_it_weighs(
-    n: int, number: int, threads: Callable[[int], None]
-) -> None:
+def test_what_counts_and_what_an_interval_of_it_weighs(n: int, number: int, threads: Callable[[int], None]) -> None:
     threads(number)
     generator = torch.Generator().manual_seed(n)
     every = distributions(n)
@@ -324,8 +342,8 @@ def test_what_counts_on_a_line_and_what_a_stretch_of_it_weighs(
         mass = None if weighing is None else torch.randint(0, 4, (n,), generator=generator).to(weighing) / 2
         held = torch.ones(n, dtype=torch.float64) if mass is None else mass.double()
         held = held if counts is None else held * counts
-        poisoned = scores.masked_fill(held == 0, math.nan)
-        line = native.line(poisoned, mass, counts)
+        spoiled = scores.masked_fill(held == 0, math.nan)
+        line = native.Line.of(spoiled, mass, counts)
         total, nan, wrong = native.count(line)
         assert (total, nan, wrong) == (float(held.sum()), False, -1), name
         if total == 0:
@@ -338,15 +356,61 @@ def test_what_counts_on_a_line_and_what_a_stretch_of_it_weighs(
         assert native.above(line, end) == (float(held[above].sum()), lowest)
         before = (scores > end) + 0.25 * (scores == end)
         behind = (scores < start) + 0.75 * (scores == start)
-        stretch = native.Stretch(end, 0.25, 0.3, start, 0.75)
+        intervals = [native.Interval(end, 0.25, 0.3, start, 0.75)]
         for dtype in DTYPES[:2]:
             expected = (0.3 * torch.minimum(before.double(), behind.double()) * held).to(dtype)
             weights = torch.empty(n, dtype=dtype)
-            native.weights(line, stretch, weights)
+            native.weights(line, intervals, weights)
             torch.testing.assert_close(weights, expected)
             losses = torch.rand(n, dtype=dtype, generator=generator).masked_fill(expected == 0, math.nan)
-            value = native.weighted_sum(line, stretch, losses)
+            value = native.weighted_sum(line, intervals, losses)
             assert value == pytest.approx(float((expected.double() * losses.nan_to_num().double()).sum()), rel=1e-6)
+
+
+@built
+@pytest.mark.parametrize(("n", "number"), [(6, 1), (70_002, 1), (70_002, 3)])
+@pytest.mark.parametrize("weighing", [None, torch.float32, torch.float64])
+def test_groups_are_laid_side_by_side_and_weighed_by_their_own_interval(
+    n: int, number: int, weighing: torch.dtype | None, threads: Callable[[int], None]
+) -> None:
+    """By an index, of which what does not count may be anywhere; and one after the other."""
+    threads(number)
+    generator = torch.Generator().manual_seed(n)
+    scores = torch.randn(n, generator=generator)
+    counts = torch.rand(n, generator=generator) < 0.7
+    mass = None if weighing is None else torch.randint(0, 3, (n,), generator=generator).to(weighing)
+    held = counts.double() if mass is None else counts * mass.double()
+    index = torch.randint(-2, 4, (n,), generator=generator).masked_fill(held == 0, 2**40)
+    line = native.Line.of(scores, mass, counts)
+    groups = native.groups_by(line, index)
+    numbers = index[held > 0].unique().tolist()
+    assert (groups.first, groups.number) == (numbers[0], numbers[-1] - numbers[0] + 1)
+    for own, part in zip(
+        range(groups.first, groups.first + groups.number), native.partition(line, groups), strict=True
+    ):
+        inside = (index == own) & (held > 0)
+        assert torch.equal(part.tensors[0], scores[inside])
+        assert mass is None or torch.equal(torch.as_tensor(part.tensors[1]), mass[inside])
+    in_three = torch.arange(n) // (n // 3)
+    for of, each, least in ((groups, index, groups.first), (native.Groups.of(None, 0, 3), in_three, 0)):
+        intervals = [native.Interval(end / 4, 0.5, 1 / (end + 1), 1.0, 0.0) for end in range(of.number)]
+        ends = torch.tensor([interval.end for interval in intervals])[(each - least).clamp(0, of.number - 1)]
+        scales = torch.tensor([interval.scale for interval in intervals], dtype=torch.float64)
+        scales = scales[(each - least).clamp(0, of.number - 1)]
+        expected = ((scores > ends) & (scores < 1.0)) * scales * held
+        weights = torch.empty(n, dtype=torch.float64)
+        native.weights(line, intervals, weights, of)
+        torch.testing.assert_close(weights, expected)
+        value = native.weighted_sum(line, intervals, scores.double(), of)
+        assert value == pytest.approx(float((expected * scores).sum()), rel=1e-9, abs=1e-9)
+
+
+@built
+def test_groups_far_apart_are_more_than_there_are_elements() -> None:
+    line = native.Line.of(torch.zeros(3))
+    assert native.groups_by(line, torch.tensor([-(2**63), 0, 2**63 - 1])).number == 4
+    nothing = native.Line.of(torch.zeros(3), None, torch.zeros(3, dtype=torch.bool))
+    assert native.groups_by(nothing, torch.tensor([1, 2, 3])).number == 0
 
 
 @built
@@ -356,9 +420,9 @@ def test_a_mass_that_is_none_is_found_where_it_counts() -> None:
         mass = torch.ones(100_000)
         mass[[70_000, 90_000]] = bad
         counts[70_000] = True
-        assert native.count(native.line(scores, mass, counts))[2] == 70_000
+        assert native.count(native.Line.of(scores, mass, counts))[2] == 70_000
         counts[70_000] = False
-        assert native.count(native.line(scores, mass, counts))[2] == 90_000
+        assert native.count(native.Line.of(scores, mass, counts))[2] == 90_000
 
 
 @built
@@ -375,7 +439,7 @@ def test_the_kth_largest_by_mass(n: int, number: int, threads: Callable[[int], N
         for share in (1e-9, 0.1, 0.5, 1.0):
             need = share * float(mass.sum())
             expected = ordered[(reached < need).sum()]
-            found = native.kth_largest(native.line(scores, mass), need)
+            found = native.kth_largest(native.Line.of(scores, mass), need)
             assert found[0] == expected, (name, share)
             assert found[1] == mass[scores > expected].sum()
             assert found[2] == mass[scores == expected].sum()
@@ -392,7 +456,7 @@ def test_pivots_that_miss_are_made_good() -> None:
     scores = torch.rand(n, generator=torch.Generator().manual_seed(0)) + 1
     scores[seen] = 0.0
     for k in (1, 1000, n // 2, n - 10):
-        assert native.kth_largest(native.line(scores), k)[0] == scores.sort(descending=True).values[k - 1]
+        assert native.kth_largest(native.Line.of(scores), k)[0] == scores.sort(descending=True).values[k - 1]
 
 
 @built
@@ -459,16 +523,17 @@ def test_forward_mode_is_the_gradient(backend: Any) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_operators_keep_torchs_contract(backend: str) -> None:
     outputs, targets = logits_and_targets((2, 4, 33), torch.float32)
-    asked = torch.tensor(0.4, dtype=torch.float64)
-    settings = (None, None, None, asked, True, -100, 0.1, backend == "native")
-    forward, backward = torch.ops.topkloss.top_k_cross_entropy, torch.ops.topkloss.top_k_cross_entropy_backward
+    counts = targets != -100
+    settings = (counts, None, 0.1, backend == "native")
+    forward, backward = torch.ops.topkloss.cross_entropy, torch.ops.topkloss.cross_entropy_backward
     torch.library.opcheck(forward.default, (outputs.requires_grad_(), targets, *settings))
-    with torch.no_grad():
-        _, scores, rule = forward(outputs, targets, *settings)
-    slope = torch.ones((), requires_grad=True)
-    arguments = (slope, outputs, targets, None, None, scores, rule, 0.1, backend == "native")
+    grad_output = torch.rand(2, 33).masked_fill(~counts, 0).requires_grad_()
     known = ("test_schema", "test_autograd_registration", "test_faketensor")  # a second derivative is not compiled
-    torch.library.opcheck(backward.default, arguments, test_utils=known)
+    torch.library.opcheck(backward.default, (grad_output, outputs, targets, *settings), test_utils=known)
+    if native.is_available():
+        need = torch.tensor(20.0, dtype=torch.float64)
+        for mass in (None, torch.rand(66, dtype=torch.float64)):
+            torch.library.opcheck(torch.ops.topkloss.kth_largest.default, (torch.rand(66), mass, need))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -540,15 +605,14 @@ def test_what_lies_on_another_device_is_read_by_no_kernel(beside: str, monkeypat
     outputs, targets = logits_and_targets((2, 5, 300), torch.float32)
     given: dict[str, Any] = {"targets": targets, "mask": targets >= 0}
     given[beside] = given[beside].to("meta")
-    asked: list[bool] = []
 
-    def ask(*of: Any) -> tuple[Tensor, None, None]:
-        asked.append(of[-1])
-        return torch.zeros(()), None, None
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("a kernel was called")
 
-    monkeypatch.setattr(torch.ops.topkloss, "top_k_cross_entropy", ask)
-    average_top_k_cross_entropy(outputs, k=3, **given)
-    assert asked == [False]
+    monkeypatch.setattr("topkloss.kernels.native.cross_entropy", fail)
+    with pytest.raises(RuntimeError, match="is not on the expected device"):
+        average_top_k_cross_entropy(outputs, k=3, **given)
+    operators.cross_entropy(outputs, given["targets"], counts=given["mask"])  # what becomes of it is torch's affair
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -659,36 +723,16 @@ def test_in_place_overwrites_nothing_that_will_be_differentiated_again() -> None
 
 
 def test_auto_takes_the_native_kernels_where_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("a kernel was called")
 
-    monkeypatch.setattr("topkloss.kernels.operators._natively", fail)
+    monkeypatch.setattr("topkloss.kernels.native.cross_entropy", fail)
     outputs, targets = logits_and_targets((64, 10), torch.float32)
-    average_top_k_cross_entropy(outputs, targets, fraction=0.5, sample_weight=torch.ones(64))
+    average_top_k_cross_entropy(outputs, targets, fraction=0.5, backend="torch")
     torch.vmap(partial(average_top_k_cross_entropy, fraction=0.5))(outputs[None], targets[None])
     if native.is_available():
         with pytest.raises(AssertionError, match="a kernel was called"):
             average_top_k_cross_entropy(outputs, targets, fraction=0.5)
-
-
-@pytest.mark.skipif(not native.is_available(), reason="the native kernels were not built")
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(
-    ("is_fraction", "asked"), [(False, 1e-40), (False, 3), (False, 7.25), (False, math.inf), (True, 0.29), (True, 1)]
-)
-def test_the_rule_in_numbers_is_the_one_in_tensors(asked: float, is_fraction: bool, weighted: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for scores in (torch.rand(100, generator=generator), torch.ones(100), torch.full((100,), -torch.inf)):
-        mass = torch.rand(100, dtype=torch.float64, generator=generator) if weighted else None
-        for total in (0.0, 100.0 if mass is None else float(mass.sum())):
-            for poisoned in (False, True):
-                tensors = (torch.tensor(total, dtype=torch.float64), torch.tensor(poisoned))
-                expected = rule.in_tensors(scores, mass, *tensors, asked, is_fraction)
-                line = native.line(scores, mass)
-                answer = torch.tensor(rule.in_numbers(line, total, poisoned, asked, is_fraction))
-                torch.testing.assert_close(answer.double()[[0, 2]], expected[[0, 2]], rtol=1e-6, atol=0, equal_nan=True)
-                if not poisoned:
-                    torch.testing.assert_close(answer.double()[1], expected[1], rtol=1e-6, atol=0, equal_nan=True)
 
 
 def test_without_the_library_the_portable_kernels_serve(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -739,5 +783,5 @@ def test_a_slope_that_is_nan_reaches_what_is_selected_alone(backend: Any) -> Non
     else:
         value = average_top_k_cross_entropy(inputs, targets, fraction=0.3, backend=backend)
     (gradient,) = torch.autograd.grad(value, inputs, retain_graph=True)
-    (poisoned,) = torch.autograd.grad(value, inputs, torch.tensor(math.nan))
-    torch.testing.assert_close(poisoned, gradient.masked_fill(gradient != 0, math.nan), equal_nan=True)
+    (spoiled,) = torch.autograd.grad(value, inputs, torch.tensor(math.nan))
+    torch.testing.assert_close(spoiled, gradient.masked_fill(gradient != 0, math.nan), equal_nan=True)

@@ -17,15 +17,16 @@ import topkloss
 from tests.laws import LAWS, Batch, Law, Subject, batches
 from tests.subjects import OMISSIONS, SUBJECTS
 from topkloss.aggregates import average as aggregate
-from topkloss.aggregates import dual as soft
+from topkloss.aggregates import dual
+from topkloss.base.arguments import check_nan_policy, check_tensors
 from topkloss.base.processes import Ranks
+from topkloss.criteria import criterion
 from topkloss.criteria.criterion import OfElements
-from topkloss.ranking import ranking as counted
-from topkloss.ranking import stretch, threshold
-from topkloss.ranking.ranking import Counted
+from topkloss.ranking import groups, rank, tensor_ranking, threshold
+from topkloss.ranking.shared import SharedRanking
 from topkloss.ranking.threshold import KthLargest
 
-WAYS = ["native", "composed", "pivots", "bisection", "sorting", "ranks"]
+WAYS = ["native", "native, groups by sorting", "composed", "pivots", "bisection", "sorting", "ranks"]
 
 
 class OneRank(Ranks):
@@ -41,14 +42,18 @@ class OneRank(Ranks):
         return torch.unique(numbers)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def among_ranks(losses: Tensor, *, groups: Tensor | None = None, **given: Any) -> Counted:
+def among_ranks(
+    losses: Tensor, *, groups: Tensor | None = None, by_sample: bool = False, **given: Any
+) -> SharedRanking:
     """What counts, as if on several processes."""
-    return counted.over_ranks(counted.count(losses, **given), groups, OneRank())
+    check_tensors(losses, **{name: given.get(name) for name in ("mask", "sample_weight", "scores")}, groups=groups)
+    check_nan_policy(given["nan_policy"])
+    return SharedRanking(tensor_ranking.tensor_ranking(losses, **given), groups, OneRank())
 
 
 @contextlib.contextmanager
 def way(name: str) -> Iterator[None]:
-    """Inside, every threshold is found in the way named; but for the native one, torch's operations weigh."""
+    """Inside, every threshold is found in the way named; but for the native ones, torch's operations weigh."""
 
     def by(find):  # type: ignore[no-untyped-def]
         def kth(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLargest:
@@ -57,17 +62,23 @@ def way(name: str) -> Iterator[None]:
 
         return kth
 
-    missing = mock.Mock(is_available=lambda: False)
     with contextlib.ExitStack() as stack:
-        if name == "ranks":
-            stack.enter_context(mock.patch.object(aggregate, "line", among_ranks))
-        elif name != "native":  # where it was built
-            stack.enter_context(mock.patch.object(counted, "native", missing))
+
+        def patch(*what: Any) -> None:
+            stack.enter_context(mock.patch.object(*what))
+
+        if name == "native":  # where it was built
+            patch(groups, "LONG", 1)  # for groups as short as there are here
+        elif name == "ranks":
+            patch(aggregate, "rank", among_ranks)
+            patch(criterion, "rank", among_ranks)
+        elif name != "native, groups by sorting":
+            patch(rank, "native", mock.Mock(is_available=lambda: False))
         if name == "pivots":  # on as few elements as there are here
-            stack.enter_context(mock.patch.object(threshold, "SMALL", 2))
-            stack.enter_context(mock.patch.object(threshold, "native", missing))
+            patch(threshold, "SMALL", 2)
+            patch(threshold, "native", mock.Mock(is_available=lambda: False))
         elif name in ("bisection", "sorting"):
-            stack.enter_context(mock.patch.object(stretch, "kth_largest", by(getattr(threshold, f"_by_{name}"))))
+            patch(tensor_ranking, "kth_largest", by(getattr(threshold, f"_by_{name}")))
         yield
 
 
@@ -108,7 +119,7 @@ def test_an_omitted_law_fails_on_its_counterexample(subject: Subject, omission) 
 
 def test_every_public_aggregate_and_criterion_is_on_trial() -> None:
     names = {subject.name.split()[0] for subject in SUBJECTS}
-    aggregates = {*aggregate.__all__, *soft.__all__}
+    aggregates = {*aggregate.__all__, *dual.__all__}
     public = {name: getattr(topkloss, name) for name in topkloss.__all__}
     criteria = {name for name, one in public.items() if isinstance(one, type) and issubclass(one, OfElements)}
     assert names == aggregates | criteria

@@ -18,18 +18,14 @@ from tests.laws import LAWS, Batch, batches
 from tests.subjects import SUBJECTS
 from tests.test_criterion import value_is_the_smoothed_loss_of_the_hardest_by_plain_loss
 from topkloss.aggregates import average as aggregate
-from topkloss.aggregates import dual as soft
+from topkloss.aggregates import dual
 from topkloss.base.tensors import Scalar, smaller
-from topkloss.kernels import native, portable
-from topkloss.losses import cross_entropy as right_loss
-from topkloss.losses import elements
-from topkloss.ranking import groups, selection, stretch
-from topkloss.ranking import ranking as counted
-from topkloss.ranking.groups import Places
-from topkloss.ranking.ranking import Counted, Line
-from topkloss.ranking.selection import ranked_weights
-from topkloss.ranking.stretch import Cut, Weights, in_full
-from topkloss.ranking.stretch import weighted_sum as right_sum
+from topkloss.kernels import native, operators, portable
+from topkloss.ranking import groups, rank, selection, tensor_ranking
+from topkloss.ranking.groups import NativeGroups, SortedGroups
+from topkloss.ranking.native_ranking import NativeRanking, NativeWeights
+from topkloss.ranking.ranking import Ranking, Rankings, Rule, Weights, requested_mass
+from topkloss.ranking.tensor_ranking import TensorRanking, TensorWeights
 from topkloss.ranking.threshold import KthLargest, _around
 
 BY_NAME = {subject.name: subject for subject in SUBJECTS}
@@ -37,7 +33,10 @@ BY_NAME = {subject.name: subject for subject in SUBJECTS}
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake: what it replaces, by what, and the law that must reject it; `composed`: without native kernels."""
+    """One mistake: what it replaces, by what, and the law that must reject it.
+
+    `composed`: without native kernels; `in_groups`: short groups by the native kernels too.
+    """
 
     name: str
     where: Any
@@ -46,18 +45,20 @@ class Mutant:
     law: str
     subject: str = "average_top_k"
     composed: bool = False
+    in_groups: bool = False
 
 
-right_cut, right_count = stretch.cut, counted.count
-right_spread, right_above, right_kth = stretch.spread, selection.weights_above, selection.kth_weights
-right_weights_by, right_native_kth = portable.weights_by, native.kth_largest
-right_native_gradient, right_native_sum = native.gradient, native.weighted_sum
+right_rank, right_dot, right_by = rank.rank, NativeWeights.dot, NativeGroups.by
+right_normalised, right_kth_largest = TensorRanking._normalised, NativeRanking._kth_largest
+right_above, right_kth, right_negatives = selection.above, selection.kth, selection.hard_negatives
+right_native_kth, right_native_sum = native.kth_largest, native.weighted_sum
 right_native_count, right_native_weights = native.count, native.weights
-right_negatives, right_places, right_part = selection.hard_negative_weights, groups.places, soft._positive_part
+right_native_gradient, right_portable_gradient = native.gradient, portable.gradient
+right_part, right_loss = dual._positive_part, operators.cross_entropy
 
 
-def right_capacity(total: Scalar, count: float | None, fraction: float | None) -> Tensor:
-    return torch.as_tensor(stretch.capacity(total, count, fraction), dtype=torch.float64)
+def right_mass(total: Scalar, count: float | None, fraction: float | None) -> Tensor:
+    return torch.as_tensor(requested_mass(total, count, fraction), dtype=torch.float64)
 
 
 def like(wanted: Tensor, total: Scalar) -> Scalar:
@@ -65,15 +66,15 @@ def like(wanted: Tensor, total: Scalar) -> Scalar:
 
 
 def clamped(total: Scalar, count: float | None, fraction: float | None) -> Scalar:
-    return like(right_capacity(total, count, fraction).clamp(min=1).clamp(max=total), total)
+    return like(right_mass(total, count, fraction).clamp(min=1).clamp(max=total), total)
 
 
 def truncated(total: Scalar, count: float | None, fraction: float | None) -> Scalar:
-    return like(right_capacity(total, count, fraction).floor().clamp(min=1), total)
+    return like(right_mass(total, count, fraction).floor().clamp(min=1), total)
 
 
 def rounded(total: Scalar, count: float | None, fraction: float | None) -> Scalar:
-    return like(right_capacity(total, count, fraction).round().clamp(min=1), total)
+    return like(right_mass(total, count, fraction).round().clamp(min=1), total)
 
 
 def single(total: Scalar, count: float | None, fraction: float | None) -> Scalar:
@@ -86,38 +87,39 @@ def unbounded(total: Scalar, count: float | None, fraction: float | None) -> Sca
     return total * (fraction or 0.0) if count is None else like(torch.tensor(count, dtype=torch.float64), total)
 
 
-def in_index_order(line: Counted | Line, *, k: float | None, fraction: float | None) -> tuple[Tensor, Scalar]:
+def in_index_order(k: float | None, fraction: float | None, *_: Any) -> Rule:
     """Whoever comes first among equals is taken whole."""
-    counted = line.in_tensors()
-    wanted = right_capacity(counted.total, k, fraction)
-    end = right_cut(counted, wanted)
-    mass = torch.ones_like(counted.scores, dtype=torch.float64) if counted.mass is None else counted.mass
-    mass = (mass if counted.mask is None else mass * counted.mask).flatten()
-    order = counted.scores.flatten().argsort(descending=True, stable=True)
-    after = mass[order].cumsum(0)
-    taken = ((wanted - (after - mass[order])) / mass[order].clamp(min=1e-9)).clamp(0, 1) * (mass[order] > 0)
-    shares = torch.empty_like(taken).scatter(0, order, taken).reshape(counted.scores.shape)
-    lowest = torch.as_tensor(end.score)
-    return right_spread(counted, shares.to(counted.scores.dtype), wanted, lowest), lowest
+
+    def rule(ranking: Ranking) -> Weights:
+        assert isinstance(ranking, TensorRanking)
+        wanted = right_mass(ranking.total, k, fraction)
+        mass = ranking.each_mass().flatten()
+        order = ranking.scores.flatten().argsort(descending=True, stable=True)
+        after = mass[order].cumsum(0)
+        taken = ((wanted - (after - mass[order])) / mass[order].clamp(min=1e-9)).clamp(0, 1) * (mass[order] > 0)
+        chosen = torch.empty_like(taken).scatter(0, order, taken).reshape(ranking.scores.shape)
+        lowest = torch.as_tensor(ranking.cut(wanted).score)
+        return ranking._normalised(chosen.to(ranking.scores.dtype), wanted, lowest)
+
+    return rule
 
 
-def minus_zero_below_zero(losses: Tensor, **given: Any) -> Counted:
+def minus_zero_below_zero(losses: Tensor, *, groups: Tensor | None = None, **given: Any) -> Rankings:
     """The order of the float bits."""
-    counted = right_count(losses, **given)
-    minus = (counted.scores == 0) & counted.scores.signbit()
-    return counted._replace(scores=counted.scores.masked_fill(minus, -1e-30))
+    ranking = tensor_ranking.tensor_ranking(losses, **given)
+    minus = (ranking.scores == 0) & ranking.scores.signbit()
+    ranking.scores = ranking.scores.masked_fill(minus, -1e-30)
+    return ranking
 
 
-def all_ties_whole(counted: Counted, end: Cut, start: Cut | None = None) -> Tensor:
-    return (counted.scores >= end.score).to(counted.dtype)
+def all_ties_whole(ranking: TensorRanking, score: Tensor, part: Tensor) -> Tensor:
+    return (ranking.scores >= score).to(ranking.dtype)
 
 
-def whole_numbers_of_elements(counted: Counted | Line, wanted: Scalar) -> Cut:
+def whole_numbers_of_elements(ranking: NativeRanking, wanted: Scalar) -> tuple[float, float, float]:
     """`k` counts elements, whatever their mass."""
-    if isinstance(counted, Line):
-        scores, _, mask = counted.memory.tensors
-        return right_cut(counted._replace(memory=native.line(scores, None, mask)), wanted)
-    return right_cut(counted._replace(mass=None), wanted)
+    scores, _, mask = ranking.line.tensors
+    return native.kth_largest(native.Line.of(scores, None, mask), float(wanted)) if wanted > 0 else (-math.inf, 0, 0)
 
 
 def by_interpolated_quantile(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLargest:
@@ -128,109 +130,139 @@ def by_interpolated_quantile(scores: Tensor, mass: Tensor | None, wanted: Tensor
     return _around(score, scores, mass)
 
 
-def detached(given: Weights, losses: Tensor) -> Tensor:
-    weights = in_full(given)
-    return right_sum(given, losses) if bool((weights != 0).any()) else torch.zeros((), dtype=weights.dtype)
+def detached(given: NativeWeights, losses: Tensor) -> Tensor:
+    weights = given.dense()
+    return right_dot(given, losses) if bool((weights != 0).any()) else torch.zeros((), dtype=weights.dtype)
 
 
-def in_half(given: Weights, losses: Tensor) -> Tensor:
-    weights = in_full(given)
-    return right_sum(weights.to(losses.dtype), losses)
+def in_half(given: NativeWeights, losses: Tensor) -> Tensor:
+    return tensor_ranking.weighted_sum(given.dense().to(losses.dtype), losses)
 
 
-def zero_times_infinity(given: Weights, losses: Tensor) -> Tensor:
-    weights = in_full(given)
-    return (weights * losses).sum()
+def zero_times_infinity(given: NativeWeights, losses: Tensor) -> Tensor:
+    return (given.dense() * losses).sum()
 
 
-def mean_over_all(given: Weights, losses: Tensor) -> Tensor:
-    weights = in_full(given)
+def mean_over_all(given: NativeWeights, losses: Tensor) -> Tensor:
+    weights = given.dense()
     kept = weights != 0
     return losses.where(kept, 0.0).to(weights.dtype).sum() / max(losses.numel(), 1)
 
 
-def hides_nan(given: Weights, losses: Tensor) -> Tensor:
-    weights = in_full(given)
-    return right_sum(weights.nan_to_num(), losses.nan_to_num(posinf=torch.inf, neginf=-torch.inf))
+def hides_nan(given: NativeWeights, losses: Tensor) -> Tensor:
+    without = losses.nan_to_num(posinf=torch.inf, neginf=-torch.inf)
+    return tensor_ranking.weighted_sum(given.dense().nan_to_num(), without)
 
 
-def masked_as_zero(losses: Tensor, *, mask: Tensor | None = None, **given: Any) -> Counted:
+def masked_as_zero(losses: Tensor, *, mask: Tensor | None = None, **given: Any) -> Rankings:
     """An ignored loss is a loss of 0."""
     losses = losses if mask is None else losses.masked_fill(~mask, 0)
-    return right_count(losses, **given)
+    return right_rank(losses, **given)
 
 
-def share_of_all(losses: Tensor, **given: Any) -> Counted:
+def share_of_all(losses: Tensor, **given: Any) -> Rankings:
     """`fraction` is of all elements, counted or not."""
-    return right_count(losses, **given)._replace(total=torch.tensor(float(losses.numel()), dtype=torch.float64))
+    ranking = right_rank(losses, **given)
+    assert isinstance(ranking, NativeRanking)
+    ranking.total = float(losses.numel())
+    return ranking
 
 
-def written_to(losses: Tensor, *, mask: Tensor | None = None, **given: Any) -> Counted:
+def written_to(losses: Tensor, *, mask: Tensor | None = None, **given: Any) -> Rankings:
     if mask is not None:
         losses.detach().masked_fill_(~mask, 0)
-    return right_count(losses, mask=mask, **given)
+    return right_rank(losses, mask=mask, **given)
 
 
-def scaled_down(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest: Tensor) -> Tensor:
+def scaled_down(ranking: TensorRanking, chosen: Tensor, selected: Tensor, lowest: Tensor) -> TensorWeights:
     """An OHEM that divides by the number of all pixels."""
-    return right_spread(counted, chosen, counted.total, lowest)
+    return right_normalised(ranking, chosen, ranking.total, lowest)
 
 
 # Mining and groups
 
 
-def threshold_included(counted: Line, *, threshold: float, **given: Any) -> tuple[Weights, Scalar]:
-    return right_above(counted, threshold=math.nextafter(threshold, -math.inf), **given)
+def threshold_included(threshold: float, min_kept: float | None, min_fraction: float | None) -> Rule:
+    return right_above(math.nextafter(threshold, -math.inf), min_kept, min_fraction)
 
 
-def floor_as_cap(counted: Line, *, min_kept: float | None, min_fraction: float | None, threshold: float) -> Any:
+def floor_as_cap(threshold: float, min_kept: float | None, min_fraction: float | None) -> Rule:
     """The least that is kept is also the most."""
-    return ranked_weights(counted, k=min_kept, fraction=min_fraction)
+    return selection.top_k(min_kept, min_fraction)
 
 
-def mean_of_nothing(counted: Line, **given: Any) -> tuple[Weights, Scalar]:
+def mean_of_nothing(*given: Any) -> Rule:
     """Without a floor where none is above: 0 / 0."""
-    found, lowest = right_above(counted, **given)
-    weights = in_full(found)
-    return weights / weights.sum(), lowest
+
+    def rule(ranking: Ranking) -> Weights:
+        weights = right_above(*given)(ranking).dense()
+        return TensorWeights(weights / weights.sum(), weights.new_zeros(()))
+
+    return rule
 
 
-def positives_twice(counted: Counted | Line, *, ratio: float, min_negatives: float) -> tuple[Weights, Scalar]:
+def positives_twice(ratio: float, min_negatives: float) -> Rule:
     """The positives are among the mined ones too."""
-    mass = stretch.above(counted, torch.finfo(counted.scores.dtype).max)
-    return selection.largest(counted, smaller(ratio * mass, counted.total))
+
+    def rule(ranking: Ranking) -> Weights:
+        mass = ranking.mass_above(torch.finfo(ranking.scores.dtype).max)
+        return ranking.interval(None, smaller(ratio * mass, ranking.total))
+
+    return rule
 
 
-def ratio_upside_down(counted: Counted | Line, *, ratio: float, min_negatives: float) -> tuple[Weights, Scalar]:
-    return right_negatives(counted, ratio=1 / ratio, min_negatives=min_negatives)
+def ratio_upside_down(ratio: float, min_negatives: float) -> Rule:
+    return right_negatives(1 / ratio, min_negatives)
 
 
-def across_groups(losses: Tensor, *, groups: Tensor | None = None, **given: Any) -> Counted:
+def across_groups(losses: Tensor, *, groups: Tensor | None = None, **given: Any) -> Rankings:
     """The hardest of the batch in place of those of each image."""
-    return right_count(losses, **given)
+    return right_rank(losses, **given)
 
 
-def large_groups_say_more(counted: Counted, chosen: Tensor, selected_mass: Tensor, lowest: Tensor) -> Tensor:
+def large_groups_say_more(ranking: SortedGroups, chosen: Tensor, selected: Tensor, lowest: Tensor) -> TensorWeights:
     """The mean over all that was selected, not over the groups."""
-    assert counted.places is not None
-    mass = counted.each_mass() * chosen
-    return (mass / mass.sum().clamp(min=1e-300)).to(counted.dtype)
+    mass = ranking.each_mass() * chosen
+    return TensorWeights((mass / mass.sum().clamp(min=1e-300)).to(ranking.dtype), lowest)
 
 
-def empty_groups_say_zero(scores: Tensor, mask: Tensor | None, mass: Tensor | None, groups: Tensor) -> Places:
+class EmptyGroupsSayZero(SortedGroups):
     """Groups in which nothing counts are counted."""
-    at = right_places(scores, mask, mass, groups)
-    return at._replace(number=torch.tensor(float(groups.unique().numel())).double().clamp(min=1))
+
+    def __init__(self, of: TensorRanking, groups: Tensor) -> None:
+        super().__init__(of, groups)
+        self.number = torch.tensor(float(groups.unique().numel())).double().clamp(min=1)
 
 
-def first_of_the_tied(counted: Line, *, k: float | None, fraction: float | None) -> tuple[Weights, Scalar]:
-    found, score = right_kth(counted, k=k, fraction=fraction)
-    weights = in_full(found)
-    flat = weights.flatten()
-    first = torch.zeros_like(flat)
-    if flat.numel() > 0:
-        first[flat.ne(0).long().argmax()] = flat.sum()
-    return first.reshape(weights.shape), score
+def large_native_groups_say_more(rankings: NativeGroups, rule: Rule) -> NativeWeights:
+    weights = right_by(rankings, rule)
+    totals = [part.total for part in rankings.parts]
+    mean = sum(totals) / max(sum(total > 0 for total in totals), 1)
+    weights.intervals = [
+        interval._replace(scale=interval.scale * total / max(mean, 1e-300))
+        for interval, total in zip(weights.intervals, totals, strict=True)
+    ]
+    return weights
+
+
+def empty_native_groups_say_zero(rankings: NativeGroups, rule: Rule) -> NativeWeights:
+    weights = right_by(rankings, rule)
+    some = max(sum(part.total > 0 for part in rankings.parts), 1) / max(len(rankings.parts), 1)
+    weights.intervals = [interval._replace(scale=interval.scale * some) for interval in weights.intervals]
+    return weights
+
+
+def first_of_the_tied(k: float | None, fraction: float | None) -> Rule:
+    def rule(ranking: Ranking) -> Weights:
+        found = right_kth(k, fraction)(ranking)
+        weights = found.dense()
+        flat = weights.flatten()
+        first = torch.zeros_like(flat)
+        if flat.numel() > 0:
+            first[flat.ne(0).long().argmax()] = flat.sum()
+        return TensorWeights(first.reshape(weights.shape), found.lowest)
+
+    return rule
 
 
 def excess_of_both_signs(x: Tensor, smoothing: float) -> Tensor:
@@ -250,33 +282,38 @@ def overflowing(
     return ((mass * (tilt * losses).exp()).sum() / mass.sum()).log() / tilt
 
 
-def all_at_the_threshold_whole(rule: Tensor, scores: Tensor, mass: Tensor | None) -> Tensor:
-    return right_weights_by(torch.stack([rule[0], torch.ones_like(rule[1]), rule[2]]), scores, mass)
-
-
 def one_too_far(line: native.Line, need: float) -> tuple[float, float, float]:
     return right_native_kth(line, need + 1)
 
 
-def all_that_counts(logits: Tensor, targets: Tensor, line: native.Line, by: native.Stretch, **given: Any) -> None:
-    right_native_gradient(logits, targets, line, by._replace(end=-1.0), **given)
+def all_alike(grad_output: Tensor) -> Tensor:
+    """The gradient of a mean."""
+    return torch.full_like(grad_output, float(grad_output.sum()) / max(grad_output.numel(), 1))
 
 
-def without_the_tied(line: native.Line, by: native.Stretch, losses: Tensor) -> float:
-    return right_native_sum(line, by._replace(end_part=0.0), losses)
+def native_slope_of_all(grad_output: Tensor, *of: Any, **given: Any) -> None:
+    right_native_gradient(all_alike(grad_output), *of, **given)
 
 
-def all_of_the_tied(line: native.Line, by: native.Stretch, out: Tensor) -> None:
-    right_native_weights(line, by._replace(end_part=1.0), out)
+def portable_slope_of_all(grad_output: Tensor, *of: Any, **given: Any) -> None:
+    right_portable_gradient(all_alike(grad_output), *of, **given)
 
 
-def from_the_largest_on(line: native.Line, by: native.Stretch, losses: Tensor) -> float:
-    return right_native_sum(line, by._replace(start=math.inf, start_part=1.0), losses)
+def without_the_tied(line: native.Line, by: Any, losses: Tensor, groups: Any) -> float:
+    return right_native_sum(line, [one._replace(end_part=0.0) for one in by], losses, groups)
 
 
-def whatever_the_mask(line: native.Line, by: native.Stretch, losses: Tensor) -> float:
+def all_of_the_tied(line: native.Line, by: Any, out: Tensor, groups: Any) -> None:
+    right_native_weights(line, [one._replace(end_part=1.0) for one in by], out, groups)
+
+
+def from_the_largest_on(line: native.Line, by: Any, losses: Tensor, groups: Any) -> float:
+    return right_native_sum(line, [one._replace(start=math.inf, start_part=1.0) for one in by], losses, groups)
+
+
+def whatever_the_mask(line: native.Line, by: Any, losses: Tensor, groups: Any) -> float:
     scores, mass, _ = line.tensors
-    return right_native_sum(native.line(scores, mass), by, losses)
+    return right_native_sum(native.Line.of(scores, mass), by, losses, groups)
 
 
 def blind_to_nan(line: native.Line) -> tuple[float, bool, int]:
@@ -288,8 +325,22 @@ VALUE, MASS = "value_is_the_oracles", "scaling_the_mass_changes_nothing_under_fr
 SLOPE = "gradient_is_a_subgradient"
 PORTABLE, NATIVE = "AverageTopKCrossEntropyLoss by torch", "AverageTopKCrossEntropyLoss by native"
 MASK, NOBODY = "masked_is_the_same_as_left_out", "nothing_counted_is_a_connected_zero"
-RANGED, NEGATIVES = "average_ranked_range", "average_hard_negatives"
+RANGED, NEGATIVES, GROUPS = "average_ranked_range", "average_hard_negatives", "average_top_k in groups"
 MUTANTS_OF_NATIVE = [
+    Mutant(
+        "k counts elements, not mass",
+        NativeRanking,
+        "_kth_largest",
+        whole_numbers_of_elements,
+        "integer_mass_is_repetition",
+    ),
+    Mutant("detached zero", NativeWeights, "dot", detached, NOBODY),
+    Mutant("weights in float16", NativeWeights, "dot", in_half, "computes_in_float32_at_least"),
+    Mutant("0 x inf", NativeWeights, "dot", zero_times_infinity, "unselected_infinity_costs_nothing"),
+    Mutant("0 x NaN", NativeWeights, "dot", zero_times_infinity, MASK),
+    Mutant("mean over all elements", NativeWeights, "dot", mean_over_all, VALUE),
+    Mutant("NaN hidden", NativeWeights, "dot", hides_nan, "counted_nan_is_visible_omitted_or_refused"),
+    Mutant("fraction of all, not of the counted", aggregate, "rank", share_of_all, MASK),
     Mutant("native: one too far", native, "kth_largest", one_too_far, VALUE),
     Mutant("native: nothing at the threshold", native, "weighted_sum", without_the_tied, VALUE, NATIVE),
     Mutant("native: nothing at the end", native, "weighted_sum", without_the_tied, VALUE),
@@ -297,44 +348,42 @@ MUTANTS_OF_NATIVE = [
     Mutant("native: nothing dropped", native, "weighted_sum", from_the_largest_on, VALUE, RANGED),
     Mutant("native: whatever the mask", native, "weighted_sum", whatever_the_mask, VALUE),
     Mutant("native: NaN not seen", native, "count", blind_to_nan, "counted_nan_is_visible_omitted_or_refused"),
-    Mutant("native: slope of all that counts", native, "gradient", all_that_counts, SLOPE, NATIVE),
+    Mutant("native: slope of all that counts", native, "gradient", native_slope_of_all, SLOPE, NATIVE),
+    Mutant(
+        "native: large groups say more", NativeGroups, "by", large_native_groups_say_more, VALUE, GROUPS, in_groups=True
+    ),
+    Mutant(
+        "native: empty groups say zero", NativeGroups, "by", empty_native_groups_say_zero, MASK, GROUPS, in_groups=True
+    ),
 ]
 
 MUTANTS = [
-    Mutant("k clamped to 1", selection, "capacity", clamped, MASS),
-    Mutant("k truncated", selection, "capacity", truncated, VALUE),
-    Mutant("k rounded", selection, "capacity", rounded, VALUE),
-    Mutant("k in float32", selection, "capacity", single, VALUE),
-    Mutant("k not bounded by what there is", selection, "capacity", unbounded, "everything_is_the_mean"),
-    Mutant("ties in index order", aggregate, "ranked_weights", in_index_order, "order_never_matters"),
-    Mutant("-0.0 below 0.0", aggregate, "line", minus_zero_below_zero, "ties_share_in_proportion_to_their_mass"),
-    Mutant("all ties whole", stretch, "share", all_ties_whole, VALUE, composed=True),
-    Mutant("k counts elements, not mass", selection, "cut", whole_numbers_of_elements, "integer_mass_is_repetition"),
-    Mutant("interpolated quantile", stretch, "kth_largest", by_interpolated_quantile, VALUE, composed=True),
-    Mutant("detached zero", aggregate, "weighted_sum", detached, NOBODY),
-    Mutant("weights in float16", aggregate, "weighted_sum", in_half, "computes_in_float32_at_least"),
-    Mutant("0 x inf", aggregate, "weighted_sum", zero_times_infinity, "unselected_infinity_costs_nothing"),
-    Mutant("0 x NaN", aggregate, "weighted_sum", zero_times_infinity, MASK),
-    Mutant("mean over all elements", aggregate, "weighted_sum", mean_over_all, VALUE),
-    Mutant("NaN hidden", aggregate, "weighted_sum", hides_nan, "counted_nan_is_visible_omitted_or_refused"),
-    Mutant("masked as zero", aggregate, "line", masked_as_zero, MASK),
-    Mutant("fraction of all, not of the counted", aggregate, "line", share_of_all, MASK),
-    Mutant("losses written to", aggregate, "line", written_to, "inputs_are_never_written_to"),
-    Mutant("divided by the counted, not the selected", stretch, "spread", scaled_down, VALUE, composed=True),
-    Mutant("losses at the threshold kept", aggregate, "weights_above", threshold_included, VALUE, "average_above"),
-    Mutant("floor as cap", aggregate, "weights_above", floor_as_cap, VALUE, "average_above"),
-    Mutant("mean of nothing", aggregate, "weights_above", mean_of_nothing, NOBODY, "average_above"),
-    Mutant("positives mined too", aggregate, "hard_negative_weights", positives_twice, VALUE, NEGATIVES),
-    Mutant("ratio upside down", aggregate, "hard_negative_weights", ratio_upside_down, VALUE, NEGATIVES),
-    Mutant("negatives of the whole batch", aggregate, "line", across_groups, VALUE, NEGATIVES),
-    Mutant("groups forgotten", aggregate, "line", across_groups, VALUE, "average_top_k in groups"),
-    Mutant("large groups say more", selection, "spread", large_groups_say_more, VALUE, "average_top_k in groups"),
-    Mutant("empty groups say zero", counted, "places", empty_groups_say_zero, MASK, "average_top_k in groups"),
-    Mutant("first of the tied", aggregate, "kth_weights", first_of_the_tied, "order_never_matters", "kth_largest"),
-    Mutant("excess of both signs", soft, "_positive_part", excess_of_both_signs, VALUE, "average_top_k_dual"),
-    Mutant("corner off", soft, "_positive_part", corner_off_by_half, VALUE, "average_top_k_dual smoothed"),
-    Mutant("kernel: all ties whole", portable, "weights_by", all_at_the_threshold_whole, VALUE, PORTABLE),
-    Mutant("kernel: slope of all ties", portable, "weights_by", all_at_the_threshold_whole, SLOPE, PORTABLE),
+    Mutant("k clamped to 1", selection, "requested_mass", clamped, MASS),
+    Mutant("k truncated", selection, "requested_mass", truncated, VALUE),
+    Mutant("k rounded", selection, "requested_mass", rounded, VALUE),
+    Mutant("k in float32", selection, "requested_mass", single, VALUE),
+    Mutant("k not bounded by what there is", selection, "requested_mass", unbounded, "everything_is_the_mean"),
+    Mutant("ties in index order", aggregate, "top_k", in_index_order, "order_never_matters", composed=True),
+    Mutant("-0.0 below 0.0", aggregate, "rank", minus_zero_below_zero, "ties_share_in_proportion_to_their_mass"),
+    Mutant("all ties whole", TensorRanking, "_before", all_ties_whole, VALUE, composed=True),
+    Mutant("interpolated quantile", tensor_ranking, "kth_largest", by_interpolated_quantile, VALUE, composed=True),
+    Mutant("masked as zero", aggregate, "rank", masked_as_zero, MASK),
+    Mutant("losses written to", aggregate, "rank", written_to, "inputs_are_never_written_to"),
+    Mutant("divided by the counted, not the selected", TensorRanking, "_normalised", scaled_down, VALUE, composed=True),
+    Mutant("losses at the threshold kept", aggregate, "above", threshold_included, VALUE, "average_above"),
+    Mutant("floor as cap", aggregate, "above", floor_as_cap, VALUE, "average_above"),
+    Mutant("mean of nothing", aggregate, "above", mean_of_nothing, NOBODY, "average_above"),
+    Mutant("positives mined too", aggregate, "hard_negatives", positives_twice, VALUE, NEGATIVES),
+    Mutant("ratio upside down", aggregate, "hard_negatives", ratio_upside_down, VALUE, NEGATIVES),
+    Mutant("negatives of the whole batch", aggregate, "rank", across_groups, VALUE, NEGATIVES),
+    Mutant("groups forgotten", aggregate, "rank", across_groups, VALUE, GROUPS),
+    Mutant("large groups say more", SortedGroups, "_normalised", large_groups_say_more, VALUE, GROUPS),
+    Mutant("empty groups say zero", rank, "SortedGroups", EmptyGroupsSayZero, MASK, GROUPS),
+    Mutant("first of the tied", aggregate, "kth", first_of_the_tied, "order_never_matters", "kth_largest"),
+    Mutant("excess of both signs", dual, "_positive_part", excess_of_both_signs, VALUE, "average_top_k_dual"),
+    Mutant("corner off", dual, "_positive_part", corner_off_by_half, VALUE, "average_top_k_dual smoothed"),
+    Mutant("kernel: NaN times 0", portable, "_is_finite", lambda _: True, MASK, PORTABLE),
+    Mutant("kernel: slope of all that counts", portable, "gradient", portable_slope_of_all, SLOPE, PORTABLE),
     *([] if not native.is_available() else MUTANTS_OF_NATIVE),
     Mutant("tilted overflows", topkloss, "average_tilted", overflowing, VALUE, "average_tilted"),
 ]
@@ -351,7 +400,8 @@ def test_mutant_is_rejected(mutant: Mutant) -> None:
 
     kernels = mock.Mock(is_available=lambda: False) if mutant.composed else native
     with (
-        mock.patch.object(counted, "native", kernels),
+        mock.patch.object(rank, "native", kernels),
+        mock.patch.object(groups, "LONG", 1 if mutant.in_groups else groups.LONG),
         mock.patch.object(mutant.where, mutant.attribute, mutant.wrong),
         pytest.raises(AssertionError),
     ):
@@ -363,6 +413,5 @@ def test_ranking_by_the_smoothed_loss_is_rejected() -> None:
         losses, _ = right_loss(*args, **given)
         return losses, losses.detach()
 
-    composed = mock.patch.object(topkloss.criteria.cross_entropy, "native_serves", return_value=False)
-    with composed, mock.patch.object(elements, "cross_entropy", smoothed), pytest.raises(AssertionError):
+    with mock.patch.object(operators, "cross_entropy", smoothed), pytest.raises(AssertionError):
         value_is_the_smoothed_loss_of_the_hardest_by_plain_loss()

@@ -1,17 +1,18 @@
 r"""Aggregates: from one loss per element to one number, differentiable in the losses.
 
-Lay the counted losses side by side, the largest first, each as wide as its mass. Every aggregate here chooses a
-stretch of that line and averages over it: from its beginning as far as `k` (`average_top_k`), as far as a threshold
+Lay the counted losses side by side, the largest first, each as wide as its mass. Every aggregate here chooses an
+interval of that ranking and averages over it: from its beginning as far as `k` (`average_top_k`), as far as a threshold
 (`average_above`), as far as the positives and so many negatives (`average_hard_negatives`), behind the outliers
 (`average_ranked_range`), all of it (`average`), or one place (`maximum`, `kth_largest`). Each is the inner product of
 the losses with weights that carry no gradient (see `topkloss.ranking.selection`), so its gradient is these weights.
 
-With `groups`, each group has a line of its own, and the value is the plain mean over the groups that count something.
+With `groups`, each group is ranked by itself, and the value is the plain mean over the groups that count something.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from topkloss.base.arguments import (
@@ -23,17 +24,8 @@ from topkloss.base.arguments import (
     check_ratio,
     check_tensors,
 )
-from topkloss.ranking.ranking import Line, line
-from topkloss.ranking.selection import (
-    LEAST,
-    hard_negative_weights,
-    kth_weights,
-    positives_first,
-    ranked_weights,
-    weights_above,
-    weights_of,
-)
-from topkloss.ranking.stretch import Cut, share, spread, weigh, weighted_sum
+from topkloss.ranking.rank import rank
+from topkloss.ranking.selection import above, everything, hard_negatives, kth, largest, positives_first, top_k
 
 __all__ = [
     "average",
@@ -79,8 +71,8 @@ def average(
     Cost: two reads of the losses.
     Reference: the average aggregate of Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017.
     """
-    counted = line(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
-    return weighted_sum(weigh(counted, counted.total), losses)
+    rankings = rank(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
+    return rankings.by(everything).dot(losses)
 
 
 def maximum(
@@ -116,19 +108,8 @@ def maximum(
     Cost: three reads of the losses.
     Reference: Shalev-Shwartz, Wexler. Minimizing the Maximal Loss: How and Why. ICML 2016.
     """
-    counted = line(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
-    if isinstance(counted, Line):
-        return weighted_sum(kth_weights(counted, k=None, fraction=LEAST)[0], losses)
-    if losses.numel() == 0:
-        return losses.to(counted.dtype).sum()
-    if counted.places is not None:
-        return weighted_sum(weights_of(counted, counted.places.first())[0], losses)
-    largest = counted.scores.amax()
-    all_of_it = torch.ones_like(counted.total)
-    chosen = share(counted, Cut(largest, above=0 * all_of_it, tied=counted.total, part=all_of_it))
-    tied = chosen.sum(dtype=torch.float64) if counted.mass is None else (counted.mass * chosen).sum()
-    tied = torch.where(largest == -torch.inf, counted.total, tied)
-    return weighted_sum(spread(counted, chosen, tied, largest), losses)
+    rankings = rank(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
+    return rankings.by(largest).dot(losses)
 
 
 def average_top_k(
@@ -184,9 +165,8 @@ def average_top_k(
     Reference: Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017, equations 1 and 2.
     """
     check_k(k, fraction)
-    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
-    weights, _ = ranked_weights(counted, k=k, fraction=fraction)
-    return weighted_sum(weights, losses)
+    given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "groups": groups}
+    return rank(losses, **given, nan_policy=nan_policy).by(top_k(k, fraction)).dot(losses)
 
 
 def average_ranked_range(
@@ -232,9 +212,9 @@ def average_ranked_range(
     """
     check_k(k, fraction)
     check_drop(drop, drop_fraction, required=True)
-    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
-    weights, _ = ranked_weights(counted, k=k, fraction=fraction, drop=drop, drop_fraction=drop_fraction)
-    return weighted_sum(weights, losses)
+    given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "groups": groups}
+    rankings = rank(losses, **given, nan_policy=nan_policy)
+    return rankings.by(top_k(k, fraction, drop, drop_fraction)).dot(losses)
 
 
 def kth_largest(
@@ -273,8 +253,8 @@ def kth_largest(
     Reference: Shalev-Shwartz, Wexler. Minimizing the Maximal Loss: How and Why. ICML 2016; Fan et al. 2017, section 1.
     """
     check_k(k, fraction)
-    counted = line(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
-    return weighted_sum(kth_weights(counted, k=k, fraction=fraction)[0], losses)
+    rankings = rank(losses, mask=mask, sample_weight=sample_weight, groups=groups, nan_policy=nan_policy)
+    return rankings.by(kth(k, fraction)).dot(losses)
 
 
 def average_above(
@@ -320,9 +300,9 @@ def average_above(
         CVPR 2016; for pixels, in this form, the `OhemCrossEntropy` of HRNet and the `OhemCELoss` of BiSeNet.
     """
     check_floor(threshold, min_kept, min_fraction)
-    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
-    weights, _ = weights_above(counted, threshold=threshold, min_kept=min_kept, min_fraction=min_fraction)
-    return weighted_sum(weights, losses)
+    given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "groups": groups}
+    rankings = rank(losses, **given, nan_policy=nan_policy)
+    return rankings.by(above(threshold, min_kept, min_fraction)).dot(losses)
 
 
 def average_hard_negatives(
@@ -374,6 +354,5 @@ def average_hard_negatives(
     check_tensors(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups)
     check_positives(losses, positives)
     scores = positives_first(losses if scores is None else scores, positives)
-    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
-    weights, _ = hard_negative_weights(counted, ratio=ratio, min_negatives=min_negatives)
-    return weighted_sum(weights, losses)
+    given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "groups": groups}
+    return rank(losses, **given, nan_policy=nan_policy).by(hard_negatives(ratio, min_negatives)).dot(losses)

@@ -6,21 +6,21 @@ weighs every loss by its exponential.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from topkloss.base.arguments import NanPolicy, check_k, check_smoothing, check_threshold, check_tilt, real_number
-from topkloss.base.processes import ProcessGroup
-from topkloss.criteria.criterion import Level, OfElements
-from topkloss.losses.elements import Elements, IndividualLoss
-from topkloss.ranking.ranking import Counted, count
-from topkloss.ranking.selection import Selection, even_weights, value_of
-from topkloss.ranking.stretch import weighted_sum
+from topkloss.base.arguments import (
+    NanPolicy,
+    check_k,
+    check_nan_policy,
+    check_smoothing,
+    check_tensors,
+    check_threshold,
+    check_tilt,
+)
+from topkloss.ranking.tensor_ranking import TensorRanking, tensor_ranking, weighted_sum
 
-__all__ = ["DualAverageTopKLoss", "average_tilted", "average_top_k_dual"]
+__all__ = ["average_tilted", "average_top_k_dual"]
 
 # Beyond so many widths the rounded corner is half a width below the corner, to the last digit.
 WIDE = 1e9
@@ -78,8 +78,7 @@ def average_top_k_dual(
     check_k(None, fraction)
     check_threshold(threshold)
     check_smoothing(smoothing)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
-    return _seen_from(counted, losses, threshold, fraction, smoothing)
+    return seen_from(_rank(losses, mask, sample_weight, nan_policy), losses, threshold, fraction, smoothing)
 
 
 def average_tilted(
@@ -116,137 +115,64 @@ def average_tilted(
     Reference: Li, Beirami, Sanjabi, Smith. Tilted Empirical Risk Minimization. ICLR 2021.
     """
     check_tilt(tilt)
-    counted = count(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
+    ranking = _rank(losses, mask, sample_weight, nan_policy)
+    even = ranking.even().dense()
     if losses.numel() == 0:
-        return losses.to(counted.dtype).sum()
-    counts = counted.each_mass() > 0
-    tilted_losses = torch.where(counts, losses.to(counted.dtype) * tilt, -torch.inf)
+        return losses.to(ranking.dtype).sum()
+    counts = ranking.each_mass() > 0
+    tilted_losses = torch.where(counts, losses.to(ranking.dtype) * tilt, -torch.inf)
     largest = tilted_losses.detach().amax()
     # inf - inf is no number: what ties with an infinite largest one shares the gradient, as in `maximum`
     distance = torch.where(tilted_losses == largest, 0, tilted_losses.detach() - largest)
-    weights = even_weights(counted) * distance.exp()
+    weights = even * distance.exp()
     weights = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
     linear = weighted_sum(torch.where(counts, weights, 0), losses)
     finite = largest.isfinite()
     level = torch.where(finite, largest, 0)
     powers = torch.where(finite, tilted_losses - level, 0).exp()
-    mean = torch.where(finite, weighted_sum(even_weights(counted), powers), 1)
+    mean = torch.where(finite, weighted_sum(even, powers), 1)
     return torch.where(finite, (level + mean.log()) / tilt, linear)
 
 
-class DualAverageTopKLoss(OfElements):
-    """The average top-k of the whole data set, through a learned threshold. See `average_top_k_dual`.
-
-    Its one parameter, `threshold`, is trained with those of the model: pass ``criterion.parameters()`` to the optimiser
-    too, and let its value settle before you judge. Where small batches make the top-k of a batch something else
-    than that of the data set, this is the loss to take; in deep networks it is the harder one to train.
-
-    Args:
-        loss, level, nan_policy, process_group: See `OfElements`. The threshold gets its whole gradient in each process.
-        fraction: Share of the data that is averaged, 0 < fraction <= 1.
-        smoothing: Width of the rounded corner, in the unit of the losses, >= 0 (ST_k).
-        threshold: Where it starts, in the unit of the losses.
-
-    Example:
-        >>> criterion = DualAverageTopKLoss(nn.L1Loss(reduction="none"), fraction=0.5, threshold=2.0)
-        >>> criterion(torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.zeros(4))
-        tensor(6., grad_fn=<AddBackward0>)
-    """
-
-    def __init__(
-        self,
-        loss: IndividualLoss,
-        *,
-        fraction: float,
-        smoothing: float = 0.0,
-        threshold: float = 0.0,
-        level: Level = "element",
-        nan_policy: NanPolicy = "propagate",
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(loss, level=level, nan_policy=nan_policy, process_group=process_group)
-        check_k(None, fraction)
-        check_smoothing(smoothing)
-        self.fraction = fraction
-        self.smoothing = smoothing
-        self.threshold = nn.Parameter(torch.tensor(float(real_number("threshold", threshold))))
-
-    def forward(
-        self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
-    ) -> Tensor:
-        """The value at the threshold of now; see `Criterion.forward`."""
-        elements = partial(self.elements, outputs, targets, mask=mask, sample_weight=sample_weight)
-        (losses, *_), counted = self._count(lambda _: (elements(), None), "forward")
-        return _seen_from(counted.in_tensors(), losses, self.threshold, self.fraction, self.smoothing)
-
-    def select(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        *,
-        mask: Tensor | None = None,
-        sample_weight: Tensor | None = None,
-        scale: float = 1.0,
-    ) -> Selection:
-        """The same with all that a monitor reads; see `Criterion.select`.
-
-        Returns:
-            A `Selection`: `threshold` is the learned one, and `weights` are the gradient of `value` in the losses,
-            whose sum comes to 1 as the threshold settles; with `smoothing` none of them is 0, so all are `kept`.
-        """
-        elements = partial(self.elements, outputs, targets, mask=mask, sample_weight=sample_weight, scale=scale)
-        return self._selection(elements)
-
-    def select_elements(self, elements: Elements) -> Selection:
-        """See `Criterion.select_elements`."""
-        return self._selection(lambda: elements)
-
-    def _selection(self, elements: Callable[[], Elements]) -> Selection:
-        (losses, *_), one = self._count(lambda _: (elements(), None), "select")
-        counted = one.in_tensors()
-        weights = _weights(counted, losses.detach(), self.threshold.detach(), self.fraction, self.smoothing)
-        return Selection(
-            value=_seen_from(counted, losses, self.threshold, self.fraction, self.smoothing),
-            average=value_of(counted, even_weights(counted), losses.detach()),
-            threshold=self.threshold.detach().to(counted.dtype),
-            weights=weights,
-            kept=weights != 0,
-            mass=counted.each_mass(),
-            omitted=counted.omitted,
-        )
+def _rank(losses: Tensor, mask: Tensor | None, sample_weight: Tensor | None, nan_policy: NanPolicy) -> TensorRanking:
+    check_tensors(losses, mask=mask, sample_weight=sample_weight)
+    check_nan_policy(nan_policy)
+    return tensor_ranking(losses, mask=mask, sample_weight=sample_weight, nan_policy=nan_policy)
 
 
-def _seen_from(counted: Counted, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
+def seen_from(ranking: TensorRanking, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
     """The dual form at this threshold."""
-    threshold = threshold.to(counted.dtype)
-    shift = torch.where(counted.total.sum() > 0, threshold, 0)
-    if counted.ranks is None:
-        return shift + _excess(counted, losses, threshold, fraction, smoothing)
+    threshold = threshold.to(ranking.dtype)
+    shift = torch.where(ranking.total.sum() > 0, threshold, 0)
+    if ranking.ranks is None:
+        return shift + _excess(ranking, losses, threshold, fraction, smoothing)
     # the threshold is the criterion's own: nobody averages its gradient over the processes
     fixed = threshold.detach()
-    slope = counted.ranks.sum(_weights(counted, losses.detach(), fixed, fraction, smoothing).sum())
-    excess = counted.ranks.total(_excess(counted, losses, fixed, fraction, smoothing))
+    slope = ranking.ranks.sum(weights_from(ranking, losses.detach(), fixed, fraction, smoothing).sum())
+    excess = ranking.ranks.total(_excess(ranking, losses, fixed, fraction, smoothing))
     return shift + excess - slope * (threshold - fixed)
 
 
-def _excess(counted: Counted, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
+def _excess(ranking: TensorRanking, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
     """The mean of what lies above the threshold, over the fraction; this process's part of it."""
-    losses = losses.to(counted.dtype)
-    above = _positive_part(losses - threshold.to(counted.dtype), smoothing)
-    above = torch.where(counted.poisoned, losses, above)  # below the threshold a NaN shows as well
-    return weighted_sum(even_weights(counted), above) / fraction
+    losses = losses.to(ranking.dtype)
+    above = _positive_part(losses - threshold.to(ranking.dtype), smoothing)
+    above = torch.where(ranking.has_nan, losses, above)  # below the threshold a NaN shows as well
+    return weighted_sum(ranking.even().dense(), above) / fraction
 
 
-def _weights(counted: Counted, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
+def weights_from(
+    ranking: TensorRanking, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float
+) -> Tensor:
     """The gradient of that in the losses; what its gradient in the threshold is the negative sum of."""
-    x = losses.to(counted.dtype) - threshold.to(counted.dtype)
+    x = losses.to(ranking.dtype) - threshold.to(ranking.dtype)
     slope = (x > 0).to(x.dtype)
     if smoothing > 0:
         near = torch.where(x.abs() < WIDE * smoothing, x, 0)
         root = (near.square() + smoothing**2).sqrt()
         rounded = torch.where(near > 0, 1 + near / root, smoothing**2 / (root * (root - near.clamp(max=0)))) / 2
         slope = torch.where(x.abs() < WIDE * smoothing, rounded, slope)
-    even = even_weights(counted)
+    even = ranking.even().dense()
     return torch.where(even == 0, 0, even * slope / fraction)
 
 

@@ -1,6 +1,6 @@
 """What the caller may ask for, and the sentence that answers anything else.
 
-Every sentence names the argument, what it must be, what came and one way out. Only free checks are here: none reads
+Every sentence names the argument, what it must be, what got and one way out. Only free checks are here: none reads
 the values of a tensor.
 """
 
@@ -19,9 +19,9 @@ NanPolicy = Literal["propagate", "raise", "omit"]
 def check_k(k: float | None, fraction: float | None) -> None:
     """Exactly one of `k` and `fraction`, and that one in range; free, so it is checked at once."""
     if (k is None) == (fraction is None):
-        came = "neither" if k is None else f"k={k!r} and fraction={fraction!r}"
+        got = "neither" if k is None else f"k={k!r} and fraction={fraction!r}"
         raise ValueError(
-            f"exactly one of `k` and `fraction` must be given; got {came}. "
+            f"exactly one of `k` and `fraction` must be given; got {got}. "
             "For the 70 % hardest elements pass fraction=0.7."
         )
     if k is not None and not real_number("k", k) > 0:
@@ -37,9 +37,9 @@ def check_k(k: float | None, fraction: float | None) -> None:
 def check_drop(drop: float | None, drop_fraction: float | None, *, required: bool = False) -> None:
     """At most one of `drop` and `drop_fraction` (exactly one where required), and that one in range."""
     if (drop is not None and drop_fraction is not None) or (required and drop is None and drop_fraction is None):
-        came = "neither" if drop is None else f"drop={drop!r} and drop_fraction={drop_fraction!r}"
+        got = "neither" if drop is None else f"drop={drop!r} and drop_fraction={drop_fraction!r}"
         raise ValueError(
-            f"{'exactly' if required else 'at most'} one of `drop` and `drop_fraction` must be given; got {came}. "
+            f"{'exactly' if required else 'at most'} one of `drop` and `drop_fraction` must be given; got {got}. "
             "To leave out the 2 % largest pass drop_fraction=0.02."
         )
     if drop is not None and not 0 <= real_number("drop", drop) < math.inf:
@@ -104,9 +104,9 @@ def check_smoothing(smoothing: float) -> None:
 def check_threshold(threshold: Tensor) -> None:
     """One number that can be learned."""
     if not (isinstance(threshold, Tensor) and threshold.is_floating_point() and threshold.dim() == 0):
-        came = f"shape {tuple(threshold.shape)}" if isinstance(threshold, Tensor) else type(threshold).__name__
+        got = f"shape {tuple(threshold.shape)}" if isinstance(threshold, Tensor) else type(threshold).__name__
         raise TypeError(
-            f"`threshold` must be a 0-dim floating-point tensor; got {came}. "
+            f"`threshold` must be a 0-dim floating-point tensor; got {got}. "
             "To learn it pass torch.nn.Parameter(torch.tensor(0.0))."
         )
 
@@ -134,9 +134,9 @@ def is_whole(value: object) -> bool:
 def check_loss(loss: object) -> None:
     """What can be called with outputs and targets; None = the criterion has its own."""
     if isinstance(loss, type) or not (loss is None or callable(loss)):
-        came = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
+        got = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
         raise TypeError(
-            f"`loss` must be called as loss(outputs, targets); got {came}. "
+            f"`loss` must be called as loss(outputs, targets); got {got}. "
             'Pass a module or function, e.g. torch.nn.L1Loss(reduction="none").'
         )
 
@@ -144,7 +144,7 @@ def check_loss(loss: object) -> None:
 def check_nan_policy(nan_policy: str) -> None:
     """One of the three words."""
     check_word(
-        "nan_policy", nan_policy, "propagate", "raise", "omit", way_out='To keep divergence visible pass "propagate".'
+        "nan_policy", nan_policy, "propagate", "raise", "omit", hint='To keep divergence visible pass "propagate".'
     )
 
 
@@ -172,11 +172,11 @@ def check_tensors(
         check_same_shape("losses", losses, "groups", groups)
 
 
-def check_word(name: str, word: str, *words: str, way_out: str) -> None:
+def check_word(name: str, word: str, *words: str, hint: str) -> None:
     """One of these words."""
     if word not in words:
         quoted = [f'"{one}"' for one in words]
-        raise ValueError(f"`{name}` must be {', '.join(quoted[:-1])} or {quoted[-1]}; got {word!r}. {way_out}")
+        raise ValueError(f"`{name}` must be {', '.join(quoted[:-1])} or {quoted[-1]}; got {word!r}. {hint}")
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
@@ -203,10 +203,18 @@ def check_class_weights(weight: Tensor | None) -> None:
         )
 
 
+def illegal_target(target: int, classes: int) -> ValueError:
+    """The error about a counted target that is no class."""
+    return ValueError(
+        f"`targets` must be classes in [0, {classes}) where counted; got {target}. "
+        "If that marks elements to leave out, pass it as `ignore_index`."
+    )
+
+
 def check_positives(losses: Tensor, positives: Tensor) -> None:
     """Which elements are positive."""
     if not (isinstance(positives, Tensor) and positives.dtype == torch.bool):
-        raise TypeError(f"`positives` must be a bool tensor; got {_came(positives)}. Pass e.g. positives=targets > 0.")
+        raise TypeError(f"`positives` must be a bool tensor; got {_got(positives)}. Pass e.g. positives=targets > 0.")
     check_same_shape("losses", losses, "positives", positives)
 
 
@@ -214,27 +222,27 @@ def check_beside(name: str, tensor: Tensor, *, mask: Tensor | None, sample_weigh
     """Type and shape of the mask and the masses of the elements of a tensor."""
     if mask is not None:
         if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
-            raise TypeError(f"`mask` must be a bool tensor, True = counts; got {_came(mask)}. Pass mask.bool().")
+            raise TypeError(f"`mask` must be a bool tensor, True = counts; got {_got(mask)}. Pass mask.bool().")
         check_same_shape(name, tensor, "mask", mask)
     if sample_weight is not None:
         if not isinstance(sample_weight, Tensor) or sample_weight.is_complex():
             raise TypeError(
-                f"`sample_weight` must be a real tensor; got {_came(sample_weight)}. "
+                f"`sample_weight` must be a real tensor; got {_got(sample_weight)}. "
                 "Pass torch.as_tensor(sample_weight)."
             )
         check_same_shape(name, tensor, "sample_weight", sample_weight)
 
 
-def check_integers(name: str, tensor: Tensor, way_out: str) -> None:
+def check_integers(name: str, tensor: Tensor, hint: str) -> None:
     """A tensor of an integer type."""
     integer = isinstance(tensor, Tensor) and not (tensor.is_floating_point() or tensor.is_complex())
     if not integer or tensor.dtype == torch.bool:
-        raise TypeError(f"`{name}` must be a tensor of an integer type; got {_came(tensor)}. {way_out}")
+        raise TypeError(f"`{name}` must be a tensor of an integer type; got {_got(tensor)}. {hint}")
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:
     if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
-        raise TypeError(f"`{name}` must be a floating-point tensor; got {_came(tensor)}. Pass {name}.float().")
+        raise TypeError(f"`{name}` must be a floating-point tensor; got {_got(tensor)}. Pass {name}.float().")
 
 
 def check_same_shape(name: str, tensor: Tensor, beside: str, other: Tensor) -> None:
@@ -246,5 +254,5 @@ def check_same_shape(name: str, tensor: Tensor, beside: str, other: Tensor) -> N
         )
 
 
-def _came(value: object) -> object:
+def _got(value: object) -> object:
     return value.dtype if isinstance(value, Tensor) else type(value).__name__

@@ -12,32 +12,73 @@ from torch.autograd import forward_ad
 
 Scalar = float | Tensor
 
+# How often tensors have been written to; None where that is not known.
+Versions = tuple[int | None, ...]
+
 
 def values_are_readable(tensor: Tensor) -> bool:
     """Whether Python may look at values here without waiting for a device or breaking a trace."""
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.is_cpu
-        and not torch._C._are_functorch_transforms_active()
-        and not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
+    return not _is_traced() and _is_plain(tensor)
+
+
+def memory_is_readable(*tensors: Tensor | None) -> bool:
+    """Whether a kernel may read these behind the back of torch: nobody follows the operations on them."""
+    return not (_is_traced() or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0) and all(
+        tensor is None or (_is_plain(tensor) and not torch._C._functorch.is_legacy_batchedtensor(tensor))
+        for tensor in tensors
     )
 
 
-def memory_is_readable(tensor: Tensor, *beside: Tensor | None) -> bool:
-    """Whether a kernel may read them behind the back of torch: nobody follows the operations on them."""
-    return (
-        values_are_readable(tensor)
-        and forward_ad._current_level < 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # many slopes at once, in a backward pass
-        and all(values_are_readable(other) for other in beside if other is not None)
-    )
+def _is_traced() -> bool:
+    """Whether torch.compile, torch.func or torch.jit.trace follows what happens."""
+    return bool(torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing())
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
 
 
 def computing_dtype(tensor: Tensor) -> torch.dtype:
     """float64 for float64, float32 for all else: 1/k of a million pixels is no float16 number."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def dense(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor as a kernel reads it: contiguous, detached, in the type that is computed in unless one is given."""
+    dtype = dtype or computing_dtype(tensor)
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor.resolve_neg().contiguous()
+
+
+def only_counted(outputs: Tensor, counts: Tensor) -> Tensor:
+    """The outputs (N, C, ...), with 0 where not counted, unless all are finite.
+
+    A finite logit is harmless there: its loss is dropped, and its gradient 0.
+    """
+    if values_are_readable(outputs) and bool(outputs.detach().sum().isfinite()):
+        return outputs
+    return outputs.masked_fill(~counts.unsqueeze(1), 0)
+
+
+def versions_of(*tensors: Tensor | None) -> Versions:
+    """How often each has been written to so far."""
+    return tuple(None if one is None or one.is_inference() else one._version for one in tensors)
+
+
+def check_unchanged(versions: Versions, *tensors: Tensor | None) -> None:
+    """What is read late must be as it was.
+
+    Raises:
+        RuntimeError: If a tensor has been written to since.
+    """
+    if versions_of(*tensors) != versions:
+        raise RuntimeError(
+            "what was selected from must stay as it is until the selection is read; got losses, a mask or masses that "
+            "were changed in place. Read `weights`, `kept` and `mass` before, or change a copy."
+        )
 
 
 def larger(one: Scalar, other: Scalar) -> Scalar:
@@ -66,3 +107,26 @@ def part_of(part: Scalar, whole: Scalar) -> Scalar:
     if isinstance(part, Tensor):
         return (part / whole).clamp(0, 1)
     return min(max(part / float(whole), 0.0), 1.0) if whole else 0.0
+
+
+def part_before(scores: Tensor, score: Tensor, part: Tensor) -> Tensor:
+    """1 above a score, this part at it (infinities too), 0 below, in the dtype of the part.
+
+    Arithmetic on 1, 0 and -1 is several times faster on the CPU than masks are.
+    """
+    side = (scores - score).nan_to_num_(nan=0.0).sign_()
+    return side.to(part.dtype).add_(part).clamp(0, 1)
+
+
+def ordered_bits(scores: Tensor) -> Tensor:
+    """Integer keys, ordered like the scores: the bits of a float, flipped below the sign for a negative one."""
+    integer, sign_bit = (torch.int64, 63) if scores.dtype == torch.float64 else (torch.int32, 31)
+    bits = scores.view(integer)
+    return bits ^ ((bits >> sign_bit) & torch.iinfo(integer).max)
+
+
+def score_of_bits(key: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scores whose keys these are."""
+    integer, sign_bit = (torch.int64, 63) if dtype == torch.float64 else (torch.int32, 31)
+    bits = key.to(integer)
+    return (bits ^ ((bits >> sign_bit) & torch.iinfo(integer).max)).view(dtype)

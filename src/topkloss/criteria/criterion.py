@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from topkloss.base.arguments import (
-    NanPolicy,
-    check_drop,
-    check_k,
-    check_loss,
-    check_nan_policy,
-    check_word,
-)
+from topkloss.base.arguments import NanPolicy, check_loss, check_nan_policy, check_tensors, check_word
 from topkloss.base.processes import ProcessGroup, Ranks, check_process_group, ranks_of
-from topkloss.base.tensors import Scalar
-from topkloss.losses.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, scaled
-from topkloss.ranking.ranking import Counted, Line, Prepare, count_together
-from topkloss.ranking.selection import Selection, ranked_weights, selection_of, value_of
-from topkloss.ranking.stretch import Weights
-
-__all__ = ["AverageRankedRangeLoss", "AverageTopKLoss"]
+from topkloss.losses.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, element_loss
+from topkloss.ranking.groups import sample_numbers
+from topkloss.ranking.rank import rank
+from topkloss.ranking.ranking import Rankings, Rule
+from topkloss.ranking.selection import Selection, selection_of
+from topkloss.ranking.shared import SharedRanking
+from topkloss.ranking.tensor_ranking import TensorRanking, tensor_ranking
 
 Level = Literal["element", "sample"]
 Within = Literal["batch", "sample", "class"]
@@ -59,10 +53,10 @@ class OfElements(nn.Module):
     ) -> None:
         super().__init__()
         check_loss(loss)
-        check_word("level", level, "element", "sample", way_out='To rank single losses pass "element".')
+        check_word("level", level, "element", "sample", hint='To rank single losses pass "element".')
         check_nan_policy(nan_policy)
         check_process_group(process_group)
-        self.loss = loss
+        self.loss = element_loss(loss)
         self.level = level
         self.nan_policy: NanPolicy = nan_policy
         self.process_group = process_group
@@ -100,25 +94,52 @@ class OfElements(nn.Module):
     def _elements(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
         """One loss per element, and what counts."""
         if isinstance(self.loss, ElementLoss):
-            elements = self.loss(outputs, targets, mask=mask, sample_weight=mass)
-            assert isinstance(elements, Elements)
+            elements: Elements = self.loss(outputs, targets, mask=mask, sample_weight=mass)
             return elements
-        assert self.loss is not None
+        if self.loss is None:
+            raise NotImplementedError(f"{type(self).__name__} has no `loss`, and must define `_elements`.")
         return Elements(self.loss(outputs, targets), mask, mass, classes=targets)
 
     def _scores(self, elements: Elements, targets: Tensor) -> Tensor | None:
         """What is ranked by; None = the losses."""
         return elements.scores
 
-    def _count(self, prepare: Prepare, method: str) -> tuple[Elements, Counted | Line]:
-        """The elements, and how they count; see `count_together`."""
+    def _rank_alone(self, elements: Elements, groups: Tensor | None) -> TensorRanking:
+        """What counts in this process."""
+        losses, mask, mass, scores = elements[:4]
+        given = {"mask": mask, "sample_weight": mass, "scores": scores}
+        check_tensors(losses, **given, groups=groups)
+        return tensor_ranking(losses, **given, nan_policy=self.nan_policy)
 
-        def request(elements: Elements) -> str:
-            scale = "" if elements.scale == 1.0 else f" at the scale {elements.scale:g}"
-            loss = f", loss={self.loss}" if isinstance(self.loss, ElementLoss) else ""
-            return f'{type(self).__name__}({self.extra_repr()}, nan_policy="{self.nan_policy}"{loss}).{method}{scale}'
+    def _rank_together(
+        self, work: Callable[[], tuple[Elements, Tensor | None]], ranks: Ranks, method: str
+    ) -> tuple[Elements, SharedRanking]:
+        """The elements of this process, and what counts on all of them: all ask for the same, or all raise.
 
-        return count_together(prepare, ranks_of(self.process_group), request=request, nan_policy=self.nan_policy)
+        Args:
+            work: Returns the elements and their groups, here.
+            ranks: The processes.
+            method: What was called, for the error.
+        """
+
+        def alone() -> tuple[Elements, Tensor | None, TensorRanking]:
+            elements, groups = work()
+            return elements, groups, self._rank_alone(elements, groups)
+
+        def request(done: tuple[Elements, Tensor | None, TensorRanking]) -> str:
+            elements, groups, ranking = done
+            scores = "" if elements.scores is None else f" ranked by scores of {ranking.scores.dtype}"
+            in_groups = "" if groups is None else " in groups"
+            return f"{self._request(elements, method)} of {elements.losses.dtype}{scores}{in_groups}"
+
+        elements, groups, ranking = ranks.together(alone, request)
+        return elements, SharedRanking(ranking, groups, ranks)
+
+    def _request(self, elements: Elements, method: str) -> str:
+        """What is asked, in words."""
+        scale = "" if elements.scale == 1.0 else f" at the scale {elements.scale:g}"
+        loss = f", loss={self.loss}" if isinstance(self.loss, ElementLoss) else ""
+        return f'{type(self).__name__}({self.extra_repr()}, nan_policy="{self.nan_policy}"{loss}).{method}{scale}'
 
     def extra_repr(self) -> str:
         """Parameters as they were given; a loss that is a module follows by itself."""
@@ -147,7 +168,7 @@ class Criterion(OfElements):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(loss, level=level, nan_policy=nan_policy, process_group=process_group)
-        check_word("within", within, "batch", "sample", "class", way_out='To rank all together pass "batch".')
+        check_word("within", within, "batch", "sample", "class", hint='To rank all together pass "batch".')
         if level == "sample" and within != "batch":
             raise ValueError(
                 f'`within` must be "batch" at level="sample"; got {within!r}. To rank the elements of each sample '
@@ -179,8 +200,8 @@ class Criterion(OfElements):
             See `average_top_k`.
         """
         given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores}
-        elements, counted = self._counted(lambda: self.elements(outputs, targets, **given), groups, "forward")
-        return value_of(counted, self._weights(counted, elements.scale)[0], elements.losses)
+        elements, rankings = self._rank(partial(self.elements, outputs, targets, **given), groups, "forward")
+        return rankings.dot(rankings.by(self._rule(elements.scale)), elements.losses)
 
     def select(
         self,
@@ -200,114 +221,42 @@ class Criterion(OfElements):
             scale: See `elements`.
         """
         given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "scale": scale}
-        return self._selection(lambda: self.elements(outputs, targets, **given), groups)
+        return self._selection(partial(self.elements, outputs, targets, **given), groups)
 
     def select_elements(self, elements: Elements, *, groups: Tensor | None = None) -> Selection:
         """The same of what `elements` returned, whose parts may have been computed one after the other."""
         return self._selection(lambda: elements, groups)
 
     def _selection(self, elements: Callable[[], Elements], groups: Tensor | None) -> Selection:
-        made, counted = self._counted(elements, groups, "select")
-        return selection_of(counted, made.losses, *self._weights(counted, made.scale))
+        made, rankings = self._rank(elements, groups, "select")
+        return selection_of(rankings, made.losses, rankings.by(self._rule(made.scale)))
 
-    def _weights(self, counted: Counted | Line, scale: float) -> tuple[Weights, Scalar]:
-        """The rule: weights, and the lowest score chosen."""
+    def _rule(self, scale: float) -> Rule:
+        """Which interval of a ranking weighs, where counts of pixels are taken times a scale."""
         raise NotImplementedError
 
-    def _counted(
-        self, elements: Callable[[], Elements], groups: Tensor | None, method: str
-    ) -> tuple[Elements, Counted | Line]:
-        """What is ranked, and how it counts in its groups."""
+    def _rank(self, elements: Callable[[], Elements], groups: Tensor | None, method: str) -> tuple[Elements, Rankings]:
+        """The elements, and what counts of them, ranked: here, or on all processes."""
+        ranks = ranks_of(self.process_group)
+        if ranks is not None:
 
-        def prepare(ranks: Ranks | None) -> tuple[Elements, Tensor | None]:
-            made = elements()
-            return made, self._groups(made, groups, ranks)
+            def work() -> tuple[Elements, Tensor | None]:
+                made = elements()
+                own = self._groups(made, groups)
+                if self.within == "sample":  # no two processes share a sample
+                    own = sample_numbers(made.losses) * ranks.size + ranks.rank
+                return made, own
 
-        return self._count(prepare, method)
+            return self._rank_together(work, ranks, method)
+        made = elements()
+        losses, mask, mass, scores = made[:4]
+        given: dict[str, Any] = {"mask": mask, "sample_weight": mass, "scores": scores, "nan_policy": self.nan_policy}
+        return made, rank(losses, **given, groups=self._groups(made, groups), by_sample=self.within == "sample")
 
-    def _groups(self, elements: Elements, groups: Tensor | None, ranks: Ranks | None) -> Tensor | None:
-        """Among what each element is ranked; None = all."""
+    def _groups(self, elements: Elements, groups: Tensor | None) -> Tensor | None:
+        """Among what each element is ranked; None = all, or those of its sample."""
         if self.within == "batch":
             return groups
         if groups is not None:
             raise ValueError(f'`groups` must not be given beside within="{self.within}"; got both. Leave one out.')
-        if self.within == "class":
-            return elements.own_classes()
-        samples = elements.samples()
-        return samples if ranks is None else samples * ranks.size + ranks.rank  # no two processes share a sample
-
-
-class AverageTopKLoss(Criterion):
-    """The average top-k of any loss that returns one number per element. See `average_top_k`.
-
-    Args:
-        loss, level, within, nan_policy, process_group: See `Criterion`.
-        k: Mass of the elements averaged, k > 0, real; of each sample or class, where `within` says so.
-        fraction: `k` as a share of the counted mass, 0 < fraction <= 1. Exactly one of the two.
-
-    Example:
-        >>> criterion = AverageTopKLoss(nn.L1Loss(reduction="none"), fraction=0.5)
-        >>> criterion(torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.zeros(4))
-        tensor(6.)
-    """
-
-    def __init__(
-        self,
-        loss: IndividualLoss | None,
-        *,
-        k: float | None = None,
-        fraction: float | None = None,
-        level: Level = "element",
-        within: Within = "batch",
-        nan_policy: NanPolicy = "propagate",
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(loss, level=level, within=within, nan_policy=nan_policy, process_group=process_group)
-        check_k(k, fraction)
-        self.k = k
-        self.fraction = fraction
-
-    def _weights(self, counted: Counted | Line, scale: float) -> tuple[Weights, Scalar]:
-        return ranked_weights(counted, k=scaled(self.k, scale), fraction=self.fraction)
-
-
-class AverageRankedRangeLoss(Criterion):
-    """The average of a ranked range of any per-element loss: hard, but not outliers. See `average_ranked_range`.
-
-    Args:
-        loss, level, within, nan_policy, process_group: See `Criterion`.
-        k: Mass of the elements averaged after dropping, k > 0, real.
-        fraction: `k` as a share of the counted mass, 0 < fraction <= 1. Exactly one of the two.
-        drop: Mass of the largest left out first, >= 0, real.
-        drop_fraction: `drop` as a share of the counted mass, 0 <= drop_fraction < 1. Exactly one of the two.
-
-    Example:
-        >>> criterion = AverageRankedRangeLoss(nn.L1Loss(reduction="none"), k=2, drop=1)
-        >>> criterion(torch.tensor([1.0, 2.0, 3.0, 900.0]), torch.zeros(4))
-        tensor(2.5000)
-    """
-
-    def __init__(
-        self,
-        loss: IndividualLoss,
-        *,
-        k: float | None = None,
-        fraction: float | None = None,
-        drop: float | None = None,
-        drop_fraction: float | None = None,
-        level: Level = "element",
-        within: Within = "batch",
-        nan_policy: NanPolicy = "propagate",
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(loss, level=level, within=within, nan_policy=nan_policy, process_group=process_group)
-        check_k(k, fraction)
-        check_drop(drop, drop_fraction, required=True)
-        self.k = k
-        self.fraction = fraction
-        self.drop = drop
-        self.drop_fraction = drop_fraction
-
-    def _weights(self, counted: Counted | Line, scale: float) -> tuple[Weights, Scalar]:
-        k, drop = scaled(self.k, scale), scaled(self.drop, scale)
-        return ranked_weights(counted, k=k, fraction=self.fraction, drop=drop, drop_fraction=self.drop_fraction)
+        return elements.own_classes() if self.within == "class" else None

@@ -8,12 +8,10 @@ from torch import Tensor
 
 from topkloss.base.arguments import NanPolicy, check_floor, check_positives, check_ratio
 from topkloss.base.processes import ProcessGroup
-from topkloss.base.tensors import Scalar
 from topkloss.criteria.criterion import Criterion, Level, Within
 from topkloss.losses.elements import Elements, IndividualLoss, scaled
-from topkloss.ranking.ranking import Counted, Line
-from topkloss.ranking.selection import hard_negative_weights, positives_first, weights_above
-from topkloss.ranking.stretch import Weights
+from topkloss.ranking.ranking import Rule
+from topkloss.ranking.selection import above, hard_negatives, positives_first
 
 __all__ = ["HardNegativeLoss", "OHEMLoss"]
 
@@ -54,9 +52,8 @@ class OHEMLoss(Criterion):
         self.min_kept = min_kept
         self.min_fraction = min_fraction
 
-    def _weights(self, counted: Counted | Line, scale: float) -> tuple[Weights, Scalar]:
-        min_kept = scaled(self.min_kept, scale)
-        return weights_above(counted, threshold=self.threshold, min_kept=min_kept, min_fraction=self.min_fraction)
+    def _rule(self, scale: float) -> Rule:
+        return above(self.threshold, scaled(self.min_kept, scale), self.min_fraction)
 
 
 class HardNegativeLoss(Criterion):
@@ -105,5 +102,5 @@ class HardNegativeLoss(Criterion):
         check_positives(elements.losses, positives)
         return positives_first(elements.losses if elements.scores is None else elements.scores, positives)
 
-    def _weights(self, counted: Counted | Line, scale: float) -> tuple[Weights, Scalar]:
-        return hard_negative_weights(counted, ratio=self.ratio, min_negatives=self.min_negatives * scale)
+    def _rule(self, scale: float) -> Rule:
+        return hard_negatives(self.ratio, self.min_negatives * scale)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import math
+from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_void_p
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from topkloss.base.tensors import computing_dtype
+from topkloss.base.arguments import illegal_target
+from topkloss.base.tensors import Versions, computing_dtype, versions_of
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -26,21 +29,14 @@ class Logits(ctypes.Structure):
     _fields_ = (
         ("logits", c_void_p),
         ("type", c_int64),
-        *((name, c_int64) for name in ("samples", "classes", "places")),
-        *((name, c_int64) for name in ("sample_stride", "class_stride", "place_stride")),
+        *((name, c_int64) for name in ("samples", "classes", "positions")),
+        *((name, c_int64) for name in ("sample_stride", "class_stride", "position_stride")),
         ("targets", c_void_p),
         ("counts", c_void_p),
-        ("ignore_index", c_int64),
         ("class_weight", c_void_p),
         ("smoothing", c_double),
         ("threads", c_int64),
     )
-
-
-class Found(ctypes.Structure):
-    """``topkloss_found``."""
-
-    _fields_ = (("counted", c_int64), ("nan", c_int64), ("illegal", c_int64))
 
 
 class Line(ctypes.Structure):
@@ -56,33 +52,77 @@ class Line(ctypes.Structure):
         ("threads", c_int64),
     )
 
-    tensors: tuple[Tensor, Tensor | None, Tensor | None]  # what the pointers point to
+    tensors: tuple[Tensor, Tensor | None, Tensor | None]  # what the pointers point to: scores, mass, counts
+    versions: Versions  # of these
+
+    @classmethod
+    def of(cls, scores: Tensor, mass: Tensor | None = None, counts: Tensor | None = None) -> Line:
+        """Tensors, as the kernels take them.
+
+        Args:
+            scores: float32 or float64, contiguous, as is all that stands beside them.
+            mass: float32 or float64, shaped like them, 0 = not counted; None = 1 each.
+            counts: Bool, shaped like them; None = all count.
+        """
+        line = cls(
+            scores.data_ptr(),
+            TYPES[scores.dtype],
+            None if counts is None else counts.data_ptr(),
+            None if mass is None else mass.data_ptr(),
+            0 if mass is None else TYPES[mass.dtype],
+            scores.numel(),
+            torch.get_num_threads(),
+        )
+        line.tensors = (scores, mass, counts)
+        line.versions = versions_of(scores, mass, counts)
+        return line
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Line.of, self.tensors  # an address means nothing in a copy
 
 
-class OnLine(ctypes.Structure):
+class Counted(ctypes.Structure):
     """``topkloss_counted``."""
 
     _fields_ = (("mass", c_double), ("nan", c_int64), ("wrong", c_int64))
 
 
+class Groups(ctypes.Structure):
+    """``topkloss_groups``: so many of the same size, one after the other; or, by an index, those from `first` on."""
+
+    _fields_ = (("index", c_void_p), ("first", c_int64), ("number", c_int64))
+
+    tensor: Tensor | None  # what the pointer points to
+
+    @classmethod
+    def of(cls, index: Tensor | None = None, first: int = 0, number: int = 1) -> Groups:
+        """Groups of a line, as the kernels take them.
+
+        Args:
+            index: The group of each element, int64, contiguous, shaped like the scores; None = `number` groups of the
+                same size, one after the other.
+            first: The least number of a group.
+            number: How many there are.
+        """
+        groups = cls(None if index is None else index.data_ptr(), first, number)
+        groups.tensor = index
+        return groups
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Groups.of, (self.tensor, self.first, self.number)
+
+
+ONE_GROUP = Groups.of()
+
+
 class Bounds(ctypes.Structure):
-    """``topkloss_stretch``."""
+    """``topkloss_interval``."""
 
     _fields_ = tuple((name, c_double) for name in ("end", "end_part", "scale", "start", "start_part"))
 
 
-class Scored(NamedTuple):
-    """What a forward pass found."""
-
-    scores: Tensor  # -inf where not counted
-    losses: Tensor  # the scores, where nothing is smoothed
-    counted: int
-    nan: bool  # among what counts
-    illegal: int  # the place of the first counted target that is no class; -1 = none
-
-
-class Stretch(NamedTuple):
-    """A stretch of what is ranked, the largest first: an element in it weighs its mass times the scale.
+class Interval(NamedTuple):
+    """An interval of a ranking, the largest first: an element in it weighs its mass times the scale.
 
     At its start and at its end a part of that; 0 beyond, whatever the scale. By an end of NaN all that counts weighs
     NaN.
@@ -115,21 +155,20 @@ def _open() -> Library | None:
         return None
     functions.topkloss_vectors.restype = c_char_p
     functions.topkloss_shares_openmp.restype = c_int
-    functions.topkloss_cross_entropy.argtypes = (POINTER(Logits), c_void_p, c_void_p, POINTER(Found))
-    functions.topkloss_cross_entropy.restype = None
-    given = (POINTER(Logits), POINTER(Line), POINTER(Bounds), c_void_p)
-    functions.topkloss_cross_entropy_gradient.argtypes = given
-    functions.topkloss_cross_entropy_gradient.restype = None
-    functions.topkloss_count.argtypes = (POINTER(Line), POINTER(OnLine))
-    functions.topkloss_count.restype = None
-    functions.topkloss_above.argtypes = (POINTER(Line), c_double, c_void_p)
-    functions.topkloss_above.restype = None
-    functions.topkloss_kth_largest.argtypes = (POINTER(Line), c_double, c_void_p)
-    functions.topkloss_kth_largest.restype = None
-    functions.topkloss_weights.argtypes = (POINTER(Line), POINTER(Bounds), c_int64, c_void_p)
-    functions.topkloss_weights.restype = None
-    functions.topkloss_weighted_sum.argtypes = (POINTER(Line), POINTER(Bounds), c_int64, c_void_p)
-    functions.topkloss_weighted_sum.restype = c_double
+    signatures: dict[str, tuple[object, tuple[object, ...]]] = {
+        "cross_entropy": (c_int64, (POINTER(Logits), c_void_p, c_void_p)),
+        "cross_entropy_gradient": (None, (POINTER(Logits), c_void_p, c_void_p)),
+        "count": (None, (POINTER(Line), POINTER(Counted))),
+        "above": (None, (POINTER(Line), c_double, c_void_p)),
+        "kth_largest": (None, (POINTER(Line), c_double, c_void_p)),
+        "find_groups": (None, (POINTER(Line), POINTER(Groups))),
+        "partition": (None, (POINTER(Line), POINTER(Groups), c_void_p, c_void_p, c_void_p)),
+        "weights": (None, (POINTER(Line), POINTER(Groups), POINTER(Bounds), c_int64, c_void_p)),
+        "weighted_sum": (c_double, (POINTER(Line), POINTER(Groups), POINTER(Bounds), c_int64, c_void_p)),
+    }
+    for name, (answer, arguments) in signatures.items():
+        function = getattr(functions, f"topkloss_{name}")
+        function.argtypes, function.restype = arguments, answer
     vectors = functions.topkloss_vectors().decode()
     return Library(functions, spec.origin, vectors, bool(functions.topkloss_shares_openmp()))
 
@@ -143,30 +182,9 @@ def is_available() -> bool:
     return SERVES
 
 
-def line(scores: Tensor, mass: Tensor | None = None, counts: Tensor | None = None) -> Line:
-    """Tensors, as the kernels take them.
-
-    Args:
-        scores: float32 or float64, contiguous, as is all that stands beside them.
-        mass: float32 or float64, shaped like them, 0 = not counted; None = 1 each.
-        counts: Bool, shaped like them; None = all count.
-    """
-    of = Line(
-        scores.data_ptr(),
-        TYPES[scores.dtype],
-        None if counts is None else counts.data_ptr(),
-        None if mass is None else mass.data_ptr(),
-        0 if mass is None else TYPES[mass.dtype],
-        scores.numel(),
-        torch.get_num_threads(),
-    )
-    of.tensors = (scores, mass, counts)
-    return of
-
-
 def count(line: Line) -> tuple[float, bool, int]:
-    """The counted mass, whether something counted is NaN, and the first place whose mass is none (-1 = nowhere)."""
-    found = OnLine()
+    """The counted mass, whether something counted is NaN, and the first element whose mass is none (-1 = nowhere)."""
+    found = Counted()
     _functions().topkloss_count(line, found)
     return found.mass, found.nan != 0, found.wrong
 
@@ -188,56 +206,88 @@ def kth_largest(line: Line, need: float) -> tuple[float, float, float]:
     return out[0], out[1], out[2]
 
 
-def weights(line: Line, stretch: Stretch, out: Tensor) -> None:
-    """Writes what each element weighs to `out`: float32 or float64, shaped like the scores, contiguous."""
-    _functions().topkloss_weights(line, Bounds(*stretch), TYPES[out.dtype], out.data_ptr())
+def groups_by(line: Line, index: Tensor) -> Groups:
+    """The groups that an index names: those from the least to the largest that something counted is in.
+
+    Where those are more than there are elements, their number is not the right one, but larger than that of these.
+
+    Args:
+        line: What is ranked.
+        index: int64, contiguous, shaped like the scores.
+    """
+    groups = Groups.of(index)
+    _functions().topkloss_find_groups(line, groups)
+    return groups
 
 
-def weighted_sum(line: Line, stretch: Stretch, losses: Tensor) -> float:
-    """The sum of weights times losses: float32 or float64, shaped like the scores, contiguous."""
-    given = (line, Bounds(*stretch), TYPES[losses.dtype], losses.data_ptr())
+def partition(line: Line, groups: Groups) -> list[Line]:
+    """What counts in each group, which an index names: a line each, of copies.
+
+    The order within a group is that of the line.
+    """
+    scores, mass, _ = line.tensors
+    starts = (c_int64 * (groups.number + 1))()
+    scores = torch.empty_like(scores.view(-1))
+    mass = None if mass is None else torch.empty_like(mass.view(-1))
+    _functions().topkloss_partition(line, groups, starts, scores.data_ptr(), _pointer(mass))
+    ends = itertools.pairwise(starts)
+    return [Line.of(scores[a:b], None if mass is None else mass[a:b]) for a, b in ends]
+
+
+def weights(line: Line, intervals: Sequence[Interval], out: Tensor, groups: Groups = ONE_GROUP) -> None:
+    """Writes what each element weighs, by the interval of its group.
+
+    Args:
+        line: What is ranked.
+        intervals: One for each group.
+        out: float32 or float64, shaped like the scores, contiguous.
+        groups: Of the line; by default one.
+    """
+    _functions().topkloss_weights(line, groups, _bounds(intervals), TYPES[out.dtype], out.data_ptr())
+
+
+def weighted_sum(line: Line, intervals: Sequence[Interval], losses: Tensor, groups: Groups = ONE_GROUP) -> float:
+    """The sum of weights, see `weights`, times losses: float32 or float64, shaped like the scores, contiguous."""
+    given = (line, groups, _bounds(intervals), TYPES[losses.dtype], losses.data_ptr())
     answer: float = _functions().topkloss_weighted_sum(*given)
     return answer
 
 
 def cross_entropy(
+    logits: Tensor, targets: Tensor, *, counts: Tensor | None, class_weight: Tensor | None, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Losses and scores, as `topkloss.kernels.portable.cross_entropy` returns them."""
+    losses = torch.empty_like(targets, dtype=computing_dtype(logits))
+    scores = torch.empty_like(losses) if smoothing else losses
+    of = _logits(logits, targets, counts, class_weight, smoothing)
+    to = scores.data_ptr() if smoothing else None
+    illegal = _functions().topkloss_cross_entropy(of, losses.data_ptr(), to)
+    if illegal >= 0:
+        raise illegal_target(int(targets.view(-1)[illegal]), logits.shape[1])
+    return losses, scores
+
+
+def gradient(
+    grad_output: Tensor,
     logits: Tensor,
     targets: Tensor,
     *,
     counts: Tensor | None,
-    ignore_index: int,
-    class_weight: Tensor | None,
-    smoothing: float,
-) -> Scored:
-    """See `topkloss.kernels.portable.cross_entropy`; here what counts may also be said by `ignore_index` alone."""
-    of = _logits(logits, targets, counts, ignore_index, class_weight, smoothing)
-    scores = torch.empty_like(targets, dtype=computing_dtype(logits))
-    losses = torch.empty_like(scores) if smoothing else scores
-    found = Found()
-    _functions().topkloss_cross_entropy(of, scores.data_ptr(), losses.data_ptr() if smoothing else None, found)
-    return Scored(scores, losses, found.counted, bool(found.nan), found.illegal)
-
-
-def gradient(
-    logits: Tensor,
-    targets: Tensor,
-    line: Line,
-    stretch: Stretch,
-    *,
     class_weight: Tensor | None,
     smoothing: float,
     out: Tensor,
 ) -> None:
-    """Writes the gradient of `weighted_sum` in the logits to `out`, of their strides; it may be the logits themselves.
+    """Writes the gradient in the logits of the sum of the losses times grad_output.
+
+    Where that is 0 nothing is read but it, and zeros are written.
 
     Args:
-        logits, targets, class_weight, smoothing: As `cross_entropy` took them.
-        line: The scores that it returned, and their mass; without a mask.
-        stretch: What is averaged.
-        out: Of the dtype, shape and strides of the logits.
+        grad_output: In the dtype of the losses, shaped like the targets, contiguous.
+        logits, targets, counts, class_weight, smoothing: As `cross_entropy` took them.
+        out: Of the dtype, shape and strides of the logits; it may be the logits themselves.
     """
-    of = _logits(logits, targets, None, 0, class_weight, smoothing)
-    _functions().topkloss_cross_entropy_gradient(of, line, Bounds(*stretch), out.data_ptr())
+    of = _logits(logits, targets, counts, class_weight, smoothing)
+    _functions().topkloss_cross_entropy_gradient(of, grad_output.data_ptr(), out.data_ptr())
 
 
 def _functions() -> ctypes.CDLL:
@@ -249,25 +299,20 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def _bounds(intervals: Sequence[Interval]) -> ctypes.Array[Bounds]:
+    return (Bounds * len(intervals))(*intervals)  # type: ignore[misc]  # a tuple is taken as a structure
+
+
 def _logits(
-    logits: Tensor,
-    targets: Tensor,
-    counts: Tensor | None,
-    ignore_index: int,
-    class_weight: Tensor | None,
-    smoothing: float,
+    logits: Tensor, targets: Tensor, counts: Tensor | None, class_weight: Tensor | None, smoothing: float
 ) -> Logits:
-    samples, classes, places = logits.shape
     return Logits(
         logits.data_ptr(),
         TYPES[logits.dtype],
-        samples,
-        classes,
-        places,
+        *logits.shape,
         *logits.stride(),
         targets.data_ptr(),
         _pointer(counts),
-        ignore_index,
         _pointer(class_weight),
         smoothing,
         torch.get_num_threads(),

@@ -1,7 +1,9 @@
-"""The portable kernels: a few places at a time, so that nothing as large as the logits is ever kept but the gradient.
+"""The portable kernels: a few positions at a time, so that nothing as large as the logits is kept but the gradient.
 
 They run wherever torch does, and are what the native ones are judged against. Logits have the form
-(samples, classes, places); everything else, one number for each element, the form (samples, places).
+(samples, classes, positions); everything else, one number for each element, the form (samples, positions).
+
+And `composed`, the formula in torch's own operations, which autograd, torch.func and a compiler see through.
 """
 
 from __future__ import annotations
@@ -13,97 +15,138 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from topkloss.base.tensors import computing_dtype, values_are_readable
-from topkloss.losses.pointwise import cross_entropy as losses_and_scores
-from topkloss.ranking.stretch import weighted_sum as sum_of
+from topkloss.base.arguments import illegal_target
+from topkloss.base.tensors import computing_dtype, only_counted, values_are_readable
 
 # Logits that are computed with at a time: copies of so many stay in the cache.
 CHUNK = 2**18
 
 
-def cross_entropy(
-    logits: Tensor, targets: Tensor, *, counts: Tensor, class_weight: Tensor | None, smoothing: float
+def composed(
+    outputs: Tensor, targets: Tensor, *, counts: Tensor | None, class_weight: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Scores, -inf where not counted, and losses, 0 there: where nothing is smoothed, the scores themselves.
+    """Losses and scores of each element, 0 where not counted; differentiable any number of times.
 
     Args:
-        logits: Floating point, (samples, classes, places).
-        targets: int64, (samples, places).
-        counts: Bool, shaped like the targets.
+        outputs: Logits, (N, C) or (N, C, d1, ...), floating point.
+        targets: int64, shaped like the outputs without their classes.
+        counts: Bool, shaped like the targets; None = all count.
+        class_weight: Of the smoothed part, (C,); None = 1 each.
+        smoothing: Share of the target that is spread over the classes.
+
+    Returns:
+        See `cross_entropy`; the scores carry no gradient.
+
+    Raises:
+        ValueError: If a counted target is no class, where values can be read; elsewhere its loss is NaN.
+    """
+    classes = outputs.shape[1]
+    outputs = outputs.to(computing_dtype(outputs))
+    if counts is not None:
+        targets = targets.masked_fill(~counts, 0)
+        outputs = only_counted(outputs, counts)
+    illegal = None
+    if not _are_classes(targets, classes):
+        illegal = (targets < 0) | (targets >= classes)
+        if values_are_readable(targets):
+            raise illegal_target(int(targets[illegal][0]), classes)
+        targets = targets.masked_fill(illegal, 0)
+    losses, scores = _smoothed(outputs, targets, class_weight, smoothing)
+    if illegal is not None:
+        losses = losses.masked_fill(illegal, torch.nan)
+    if counts is not None:
+        losses = losses.masked_fill(~counts, 0)
+        scores = scores.masked_fill(~counts, 0)
+    return losses, scores if smoothing else losses.detach()
+
+
+def _smoothed(outputs: Tensor, targets: Tensor, class_weight: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
+    """(1 - smoothing) (-log p_y) + smoothing / C * sum of w_c / w_y (-log p_c); and the score, -log p_y."""
+    if smoothing == 0.0:
+        losses = F.cross_entropy(outputs, targets, reduction="none")
+        return losses, losses.detach()
+    log_probabilities = F.log_softmax(outputs, dim=1)
+    nll = F.nll_loss(log_probabilities, targets, reduction="none")
+    if class_weight is None:
+        of_classes = -log_probabilities.sum(dim=1)
+    else:
+        class_weight = class_weight.detach().to(outputs.dtype)
+        column = class_weight.view(1, -1, *(1,) * (outputs.dim() - 2))
+        own = class_weight[targets]
+        of_classes = -(log_probabilities * column).sum(dim=1) / torch.where(own > 0, own, 1)
+    return (1 - smoothing) * nll + smoothing / outputs.shape[1] * of_classes, nll.detach()
+
+
+def _are_classes(targets: Tensor, classes: int) -> bool:
+    """Whether all are known to be, by one read of what can be read."""
+    if not values_are_readable(targets):
+        return False
+    if targets.numel() == 0:
+        return True
+    least, most = torch.aminmax(targets)
+    return bool(least >= 0) and bool(most < classes)
+
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, *, counts: Tensor | None, class_weight: Tensor | None, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Losses, 0 where not counted, and scores: the losses without smoothing (without any, the same tensor).
+
+    Args:
+        logits: Floating point, (samples, classes, positions).
+        targets: int64, (samples, positions).
+        counts: Bool, shaped like the targets; None = all count.
         class_weight: Of the smoothed part, (classes,); None = 1 each.
         smoothing: Share of the target that is spread over the classes.
 
     Raises:
-        ValueError: If a counted target is no class, where values can be read.
+        ValueError: If a counted target is no class, where values can be read; elsewhere its loss is NaN.
     """
-    scores = torch.empty_like(targets, dtype=computing_dtype(logits))
-    losses = torch.empty_like(scores) if smoothing else scores
-    given: dict[str, Any] = {"weight": class_weight, "label_smoothing": smoothing}
+    losses = torch.empty_like(targets, dtype=computing_dtype(logits))
+    scores = torch.empty_like(losses) if smoothing else losses
+    given: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
     for sample, part in _chunks(logits):
-        x, target, own = logits[sample, :, part], targets[sample, part], counts[sample, part]
-        mask = None if values_are_readable(own) and bool(own.all()) else own
+        x, target = logits[sample, :, part], targets[sample, part]
+        own = None if counts is None else counts[sample, part]
+        if own is not None and values_are_readable(own) and bool(own.all()):
+            own = None
         if logits.stride(1) == 1:
-            loss, score = losses_and_scores(x.t(), target, mask=mask, **given)
+            loss, score = composed(x.t(), target, counts=own, **given)
         else:
-            mask = None if mask is None else mask[None]
-            loss, score = (each[0] for each in losses_and_scores(x[None], target[None], mask=mask, **given))
+            own = None if own is None else own[None]
+            loss, score = (each[0] for each in composed(x[None], target[None], counts=own, **given))
+        losses[sample, part] = loss
         if smoothing:
-            losses[sample, part] = loss if mask is None else loss.masked_fill(~own, 0)
-        scores[sample, part] = score if mask is None else score.masked_fill(~own, -torch.inf)
-    return scores, losses
-
-
-def weights_by(rule: Tensor, scores: Tensor, mass: Tensor | None) -> Tensor:
-    """What each element weighs: the scale above the threshold, a part of it at the threshold, times its mass.
-
-    By arithmetic on 1 (above), 0 (at) and -1 (below), which is several times faster on the CPU than masks are.
-
-    Args:
-        rule: float64, (3,): threshold, part, scale. A scale of NaN makes all that counts NaN.
-        scores: -inf where not counted.
-        mass: float64; None = 1 each.
-    """
-    threshold, part, _ = rule.to(scores.dtype).unbind()
-    scale = rule[2]  # in float64: masses may be tiny or huge
-    weights = (scores - threshold).nan_to_num_(nan=0.0).sign_().add_(part).clamp_(0, 1)
-    weights = weights.mul_(scale) if mass is None else (mass * weights).mul_(scale).to(scores.dtype)
-    if values_are_readable(threshold) and bool(threshold > -torch.inf):  # what does not count lies below
-        return weights
-    return weights.masked_fill_(scores == -torch.inf, 0)
-
-
-def weighted_sum(rule: Tensor, scores: Tensor, losses: Tensor, mass: Tensor | None) -> Tensor:
-    """The sum of weights times losses, 0-dim, in their dtype."""
-    total = rule.new_zeros(())
-    scores, losses, mass = scores.view(-1), losses.view(-1), None if mass is None else mass.view(-1)
-    for first in range(0, scores.numel(), CHUNK):
-        part = slice(first, first + CHUNK)
-        total += sum_of(weights_by(rule, scores[part], None if mass is None else mass[part]), losses[part])
-    return total.to(losses.dtype)
+            scores[sample, part] = score
+    return losses, scores
 
 
 def gradient(
+    grad_output: Tensor,
     logits: Tensor,
     targets: Tensor,
-    scores: Tensor,
     *,
+    counts: Tensor | None,
     class_weight: Tensor | None,
     smoothing: float,
-    mass: Tensor | None,
-    rule: Tensor,
-    slope: Tensor,
     out: Tensor,
 ) -> None:
-    """The gradient of the slope times the weighted sum of the losses, written to `out`."""
+    """Writes the gradient in the logits of the sum of the losses times grad_output, which is exactly 0 where that is.
+
+    Args:
+        grad_output: In the dtype of the losses, shaped like the targets.
+        logits, targets, counts, class_weight, smoothing: As `cross_entropy` took them.
+        out: Of the dtype, shape and strides of the logits.
+    """
+    if counts is not None:
+        grad_output = grad_output.masked_fill(~counts, 0)
     rows = logits.stride(1) == 1
-    slope = slope.to(scores.dtype)
     for sample, part in _chunks(logits):
         x, to = (tensor[sample, :, part] for tensor in (logits, out))
         x, to, dim = (x.t(), to.t(), 1) if rows else (x, to, 0)
-        weight = weights_by(rule, scores[sample, part], None if mass is None else mass[sample, part])
-        weight = torch.where(weight == 0, weight, weight * slope).unsqueeze(dim)
+        weight = grad_output[sample, part].unsqueeze(dim)
         target = targets[sample, part].unsqueeze(dim).clamp(0, logits.shape[1] - 1)
-        each = _slope(x.to(scores.dtype), target, weight, class_weight, smoothing, dim)
+        each = _gradient(x.to(weight.dtype), target, weight, class_weight, smoothing, dim)
         if not _is_finite(each.select(dim, 0)):  # a NaN is in every class of its element, times a weight of 0 too
             each.masked_fill_(weight == 0, 0)
         to.copy_(each)
@@ -114,7 +157,7 @@ def _is_finite(numbers: Tensor) -> bool:
     return values_are_readable(numbers) and bool(numbers.sum().isfinite())
 
 
-def _slope(
+def _gradient(
     x: Tensor, target: Tensor, weight: Tensor, class_weight: Tensor | None, smoothing: float, dim: int
 ) -> Tensor:
     """The weight times (softmax - target), the target smoothed; the classes are the dimension `dim`."""
@@ -124,15 +167,15 @@ def _slope(
     share = x.new_ones(classes) if class_weight is None else class_weight.to(x.dtype)
     own = share[target]
     relative = smoothing / classes / torch.where(own > 0, own, 1)
-    slope = F.softmax(x, dim=dim).mul_(1 - smoothing + relative * share.sum())
-    slope.sub_(relative * (share if dim == 1 else share.unsqueeze(1)))
-    return slope.scatter_add_(dim, target, torch.full_like(own, smoothing - 1)).mul_(weight)
+    gradient = F.softmax(x, dim=dim).mul_(1 - smoothing + relative * share.sum())
+    gradient.sub_(relative * (share if dim == 1 else share.unsqueeze(1)))
+    return gradient.scatter_add_(dim, target, torch.full_like(own, smoothing - 1)).mul_(weight)
 
 
 def _chunks(logits: Tensor) -> Iterator[tuple[int, slice]]:
-    """Sample by sample, so many places that their logits stay in the cache."""
-    samples, classes, places = logits.shape
+    """Sample by sample, so many positions that their logits stay in the cache."""
+    samples, classes, positions = logits.shape
     size = max(CHUNK // max(classes, 1), 1)
     for sample in range(samples):
-        for first in range(0, places, size):
+        for first in range(0, positions, size):
             yield sample, slice(first, first + size)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from topkloss.base.arguments import check_integers, check_k, check_tensors, real_number
+from topkloss.ranking.ranking import requested_mass
 from topkloss.ranking.selection import topk_select
-from topkloss.ranking.stretch import capacity
 
 __all__ = ["FractionRow", "FractionTable", "inspect_fractions"]
 
@@ -133,7 +133,7 @@ def inspect_fractions(
 
     def row(fraction: float) -> FractionRow:
         taken = topk_select(losses, fraction=fraction, sample_weight=mass)
-        k, shares = float(capacity(total, None, fraction)), _shares(labels, taken.weights)
+        k, shares = float(requested_mass(total, None, fraction)), _shares(labels, taken.weights)
         return FractionRow(float(fraction), k, float(taken.threshold), float(taken.value), shares)
 
     average, constant = float((mass * losses).sum() / total), None if constant_loss is None else float(constant_loss)

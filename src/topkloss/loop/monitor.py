@@ -119,7 +119,7 @@ class Monitor:
         of_classes = torch.zeros(3, self.classes, dtype=torch.float64) if self._of_classes is None else self._of_classes
         ranks = ranks_of(self.process_group)
         if ranks is not None:
-            device = ranks.device_of_words()
+            device = ranks.message_device()
             sums, of_classes = ranks.sum(sums.to(device)), ranks.sum(of_classes.to(device))
             sums[[0, 1, 4]] /= ranks.size  # these are of all in each process
         batches, value, average, total, threshold, kept, omitted = sums.tolist()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from topkloss.aggregates.dual import DualAverageTopKLoss
 from topkloss.base.arguments import check_tensors, is_whole
 from topkloss.base.processes import Ranks, Work, ranks_of
 from topkloss.base.tensors import computing_dtype
 from topkloss.criteria.compound import CompoundLoss, DeepSupervisionLoss, parts_of
 from topkloss.criteria.criterion import Criterion, OfElements
+from topkloss.criteria.dual import DualAverageTopKLoss
 from topkloss.loop.batches import Batch, Inputs, batch_of, pieces
 from topkloss.losses.elements import Elements
 from topkloss.ranking.selection import Selection
-from topkloss.ranking.stretch import weighted_sum
+from topkloss.ranking.tensor_ranking import weighted_sum
 
 __all__ = ["SelectiveStep", "StepResult"]
 
@@ -168,7 +168,7 @@ class SelectiveStep:
         batch = _together(ranks, lambda: batch_of(inputs, targets, mask, sample_weight))
         plain = len(targets) <= self.micro_batch and (full or _asked(self.criterion) > MOST_THAT_PAYS)
         if ranks is not None:  # all take the same way, for DistributedDataParallel talks in its forward pass too
-            plain = not ranks.max(torch.tensor([not plain], dtype=torch.int64, device=ranks.device_of_words())).item()
+            plain = not ranks.max(torch.tensor([not plain], dtype=torch.int64, device=ranks.message_device())).item()
         elements = _together(ranks, partial(self._elements, self.model, batch) if plain else partial(self._rank, batch))
         stepped = self._plain(batch, elements) if plain else self._selective(batch, elements, full)
         self.steps += 1
@@ -233,7 +233,7 @@ class SelectiveStep:
         selection = self.criterion.select_elements(elements)
         loss = self.criterion.total(selection)
         self._backward(loss)
-        return StepResult(loss.detach(), _mapped(_without_gradient, selection), len(batch.targets), len(batch.targets))
+        return StepResult(loss.detach(), _mapped(Selection.detached, selection), len(batch.targets), len(batch.targets))
 
     def _selective(self, batch: Batch, elements: Any, full: bool) -> StepResult:
         """Forward and backward of what has weight among the whole batch, or of all; in micro-batches."""
@@ -249,12 +249,12 @@ class SelectiveStep:
         rows = torch.arange(len(batch.targets), device=batch.targets.device)
         if not full:
             rows = rows[torch.stack([(one != 0).unsqueeze(-1).flatten(1).any(1) for one in weights]).any(0)]
-        stepped = StepResult(loss.detach(), _mapped(_without_gradient, selection), len(batch.targets), len(rows))
+        stepped = StepResult(loss.detach(), _mapped(Selection.detached, selection), len(batch.targets), len(rows))
         if len(rows) == 0:  # still one, of weight 0: gradients are then 0, not None, and no other process waits
             rows = torch.arange(min(1, len(batch.targets)), device=rows.device)
-        stretches = pieces(len(rows), self.micro_batch)
-        for number, piece in enumerate(stretches, start=1):
-            last = number == len(stretches)
+        slices = pieces(len(rows), self.micro_batch)
+        for number, piece in enumerate(slices, start=1):
+            last = number == len(slices)
             taken = piece if len(rows) == len(batch.targets) else rows[piece]
             # with others, the gradients are averaged in the last micro-batch only
             with self._parallel.no_sync() if self._parallel and not last else contextlib.nullcontext():
@@ -303,10 +303,6 @@ def _as_leaf(elements: Elements) -> Elements:
     """In the precision of weights: 1/k of a million is no float16 number."""
     losses = elements.losses
     return elements._replace(losses=losses.detach().to(computing_dtype(losses)).requires_grad_())
-
-
-def _without_gradient(selection: Selection) -> Selection:
-    return replace(selection, value=selection.value.detach())
 
 
 def _work(ranked: float, backpropagated: float) -> float:

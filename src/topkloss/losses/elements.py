@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from topkloss.base.arguments import check_beside, check_class_weights, check_label_smoothing, check_tensors
-from topkloss.base.tensors import computing_dtype
-from topkloss.losses.pointwise import check_logits, cross_entropy
+from topkloss.base.arguments import (
+    check_beside,
+    check_class_weights,
+    check_label_smoothing,
+    check_tensors,
+    check_word,
+)
+from topkloss.base.tensors import computing_dtype, dense
+from topkloss.kernels import native, operators
+from topkloss.kernels.operators import Backend
+from topkloss.losses.pointwise import check_logits
 from topkloss.losses.regions import present_classes
 
 __all__ = ["CrossEntropy", "ElementLoss", "Elements", "RegionLoss"]
@@ -48,20 +57,14 @@ class Elements(NamedTuple):
 
         return Elements(mean(losses), total > 0, scores=None if scores is None else mean(scores))
 
-    def samples(self) -> Tensor:
-        """For each element the number of its sample."""
-        losses = self.losses
-        number = torch.arange(losses.shape[0], device=losses.device)
-        return number.view(-1, *(1,) * (losses.dim() - 1)).expand(losses.shape)
-
     def own_classes(self) -> Tensor:
         """For each element the number of its class."""
         classes = self.classes
         if classes is None or classes.shape != self.losses.shape or classes.is_floating_point():
-            came = "no classes" if classes is None else f"{classes.dtype} of shape {tuple(classes.shape)}"
+            got = "no classes" if classes is None else f"{classes.dtype} of shape {tuple(classes.shape)}"
             raise ValueError(
                 f'`targets` must be integers shaped like the losses, {tuple(self.losses.shape)}, for within="class"; '
-                f"got {came}. Other groups can be passed as `groups`."
+                f"got {got}. Other groups can be passed as `groups`."
             )
         return classes
 
@@ -104,22 +107,40 @@ class CrossEntropy(ElementLoss):
         weight: Class weights, shape (C,), finite and >= 0. Default: 1 each.
         ignore_index: Target of the elements to leave out; it need not be a legal class.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1]; ranked is by the loss without.
+        backend: "native", the compiled kernels for the CPU; "torch", the portable ones, in chunks; "auto": the first of
+            them that serves, on other devices torch's own operations.
+        inplace: Allows backward to overwrite the logits with their gradient, where the native kernels serve. They must
+            be computed by the model, and are empty afterwards: a second use of them raises.
 
     Example:
         >>> elements = CrossEntropy(ignore_index=255)(torch.zeros(2, 3), torch.tensor([1, 255]))
         >>> elements.losses, elements.mask
-        (tensor([1.0986, 1.0986]), tensor([ True, False]))
+        (tensor([1.0986, 0.0000]), tensor([ True, False]))
+
+    Cost: one read of the logits, and one number for each element is kept; backward reads the logits again where a loss
+        gets a gradient, and writes theirs. Measured in docs/speed.md.
     """
 
     weight: Tensor | None
 
-    def __init__(self, *, weight: Tensor | None = None, ignore_index: int = -100, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        backend: Backend = "auto",
+        inplace: bool = False,
+    ) -> None:
         super().__init__()
         check_label_smoothing(label_smoothing)
         check_class_weights(weight)
+        check_backend(backend)
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.backend: Backend = backend
+        self.inplace = inplace
 
     def forward(
         self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
@@ -140,12 +161,42 @@ class CrossEntropy(ElementLoss):
             label_smoothing=self.label_smoothing,
             mask=mask,
             sample_weight=sample_weight,
+            backend=self.backend,
+            inplace=self.inplace,
         )
 
     def extra_repr(self) -> str:
         """Parameters as they were given."""
         weight = "" if self.weight is None else f"weight={tuple(self.weight.shape)}, "
         return f"{weight}ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}"
+
+
+class TorchCrossEntropy(CrossEntropy):
+    """An ``nn.CrossEntropyLoss(reduction="none")``, with what it was made of, computed as `CrossEntropy` does.
+
+    Its class weights are masses, its ignored elements are not counted, and its smoothing does not rank. Targets that
+    are probabilities are left to torch.
+
+    Args:
+        loss: The loss; its class weights are a buffer here too, so a checkpoint names them alike.
+
+    Example:
+        >>> loss = TorchCrossEntropy(nn.CrossEntropyLoss(reduction="none"))
+        >>> loss(torch.zeros(2, 2), torch.tensor([1, -100])).mask
+        tensor([ True, False])
+    """
+
+    def __init__(self, loss: nn.CrossEntropyLoss) -> None:
+        super().__init__(weight=loss.weight, ignore_index=loss.ignore_index, label_smoothing=loss.label_smoothing)
+
+    def forward(
+        self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
+    ) -> Elements:
+        """See `CrossEntropy.forward`."""
+        if isinstance(targets, Tensor) and targets.is_floating_point():
+            given: dict[str, Any] = {"weight": self.weight, "label_smoothing": self.label_smoothing}
+            return Elements(F.cross_entropy(outputs, targets, **given, reduction="none"), mask, sample_weight)
+        return super().forward(outputs, targets, mask=mask, sample_weight=sample_weight)
 
 
 class RegionLoss(ElementLoss):
@@ -201,22 +252,50 @@ def cross_entropy_elements(
     label_smoothing: float,
     mask: Tensor | None,
     sample_weight: Tensor | None,
+    backend: Backend = "auto",
+    inplace: bool = False,
 ) -> Elements:
-    """See `CrossEntropy`."""
+    """The elements of `CrossEntropy`, of arguments that were checked when it was made."""
     check_logits(outputs, targets, weight)
     check_beside("targets", targets, mask=mask, sample_weight=sample_weight)
     targets = targets.long()  # in uint8, -100 would be the class 156
     counts = targets != ignore_index
     if mask is not None:
         counts = counts & mask
-    mass = sample_weight
+    mass, class_weight = sample_weight, None
     if weight is not None:
         own = class_mass(targets, weight)
         mass = own if mass is None else own * mass
+        class_weight = dense(weight, computing_dtype(outputs))
     if mass is not None:
         counts = counts & (mass != 0)  # here already: the loss must not see what does not count
-    losses, scores = cross_entropy(outputs, targets, mask=counts, weight=weight, label_smoothing=label_smoothing)
+    losses, scores = operators.cross_entropy(
+        outputs,
+        targets,
+        counts=counts,
+        class_weight=class_weight,
+        smoothing=float(label_smoothing),
+        backend=backend,
+        inplace=inplace,
+    )
     return Elements(losses, counts, mass, scores, targets)
+
+
+def check_backend(backend: str) -> None:
+    """A word, and where it is "native" kernels that were built."""
+    check_word("backend", backend, "auto", "torch", "native", hint='To leave the choice to the machine pass "auto".')
+    if backend == "native" and not native.is_available():
+        raise ValueError(
+            '`backend` must be "auto" or "torch" where the native kernels are missing; got "native". '
+            "`topkloss doctor` says why they are; install from source with a C++ compiler."
+        )
+
+
+def element_loss(loss: IndividualLoss | None) -> IndividualLoss | None:
+    """The loss as a criterion calls it: an unreduced cross-entropy of torch by the kernels, any other as it is."""
+    if type(loss) is nn.CrossEntropyLoss and loss.reduction == "none":
+        return TorchCrossEntropy(loss)
+    return loss
 
 
 def scaled(count: float | None, scale: float) -> float | None:

@@ -7,12 +7,15 @@ and whose class weights are mass rather than part of the loss; and margin losses
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from topkloss.base.arguments import check_beside
-from topkloss.base.tensors import computing_dtype, values_are_readable
+from topkloss.base.tensors import computing_dtype, dense, only_counted, values_are_readable
+from topkloss.kernels import operators
 
 __all__ = [
     "cross_entropy",
@@ -49,8 +52,8 @@ def cross_entropy(
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1].
 
     Returns:
-        Losses and scores in nats, both shaped like `targets`, float64 for float64 input and float32 otherwise; the
-        scores carry no gradient.
+        Losses and scores in nats, both shaped like `targets`, 0 where not counted; float64 for float64 input and
+        float32 otherwise. The scores carry no gradient.
 
     Raises:
         TypeError: If `targets` are not integers, or `outputs` not floating point.
@@ -62,65 +65,16 @@ def cross_entropy(
         >>> cross_entropy(outputs, torch.tensor([0, 1]))[0]
         tensor([0.1269, 0.6931])
 
-    Cost: that of ``F.cross_entropy``; with smoothing, one more copy of the log-probabilities.
+    Cost: one read of the logits, and one number for each element is kept; backward reads the logits again where a loss
+        gets a gradient, and writes theirs. On devices without kernels, that of ``F.cross_entropy``.
     Reference: Szegedy et al. Rethinking the Inception Architecture. CVPR 2016, section 7 (label smoothing).
     """
     check_logits(outputs, targets, weight)
     check_beside("targets", targets, mask=mask)
-    classes = outputs.shape[1]
-    targets = targets.long()
-    outputs = outputs.to(computing_dtype(outputs))
-    if mask is not None:
-        targets = targets.masked_fill(~mask, 0)
-        outputs = _without_poison(outputs, mask)
-    illegal = None
-    if not _are_classes(targets, classes):
-        illegal = (targets < 0) | (targets >= classes)
-        if values_are_readable(targets):
-            raise illegal_target(int(targets[illegal][0]), classes)
-        targets = targets.masked_fill(illegal, 0)
-
-    if label_smoothing == 0.0:
-        losses = F.cross_entropy(outputs, targets, reduction="none")
-        scores = losses.detach()
-    else:
-        log_probabilities = F.log_softmax(outputs, dim=1)
-        nll = F.nll_loss(log_probabilities, targets, reduction="none")
-        if weight is None:
-            spread = -log_probabilities.sum(dim=1)
-        else:
-            weight = weight.detach().to(outputs.dtype)
-            column = weight.view(1, -1, *(1,) * (outputs.dim() - 2))
-            own = weight[targets]
-            spread = -(log_probabilities * column).sum(dim=1) / torch.where(own > 0, own, 1)
-        losses = (1 - label_smoothing) * nll + label_smoothing / classes * spread
-        scores = nll.detach()
-    return losses if illegal is None else losses.masked_fill(illegal, torch.nan), scores
-
-
-def _are_classes(targets: Tensor, classes: int) -> bool:
-    """Whether all are known to be, by one read of what can be read."""
-    if not values_are_readable(targets):
-        return False
-    if targets.numel() == 0:
-        return True
-    least, most = torch.aminmax(targets)
-    return bool(least >= 0) and bool(most < classes)
-
-
-def illegal_target(target: int, classes: int) -> ValueError:
-    """The error about a counted target that is no class."""
-    return ValueError(
-        f"`targets` must be classes in [0, {classes}) where counted; got {target}. "
-        "If that marks elements to leave out, pass it as `ignore_index`."
-    )
-
-
-def _without_poison(outputs: Tensor, mask: Tensor) -> Tensor:
-    """The outputs, with 0 where not counted. A finite logit is harmless there: its loss is dropped, its gradient 0."""
-    if values_are_readable(outputs) and bool(outputs.detach().sum().isfinite()):
-        return outputs
-    return outputs.masked_fill(~mask.unsqueeze(1), 0)
+    weight = None if weight is None else dense(weight, computing_dtype(outputs))
+    given: dict[str, Any] = {"class_weight": weight, "smoothing": float(label_smoothing)}
+    losses, scores = operators.cross_entropy(outputs, targets.long(), counts=mask, **given)
+    return losses, losses.detach() if scores is None else scores
 
 
 def check_logits(outputs: Tensor, targets: Tensor, weight: Tensor | None) -> None:
@@ -202,7 +156,7 @@ def multiclass_hinge_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | No
     index, illegal = legal_classes(targets, outputs.shape[1], mask)
     outputs = outputs.to(computing_dtype(outputs))
     if mask is not None:
-        outputs = _without_poison(outputs, mask)
+        outputs = only_counted(outputs, mask)
     own = outputs.gather(1, index.unsqueeze(1)).squeeze(1)
     rival = outputs.scatter(1, index.unsqueeze(1), -torch.inf).amax(dim=1)
     return F.relu(1 - _settled(own - rival, illegal, mask))
@@ -222,10 +176,10 @@ def legal_classes(targets: Tensor, classes: int, mask: Tensor | None) -> tuple[T
     targets = targets.long() if mask is None else targets.long().masked_fill(~mask, 0)
     illegal = (targets < 0) | (targets >= classes)
     if values_are_readable(targets) and bool(illegal.any()):
-        came = int(targets[illegal][0])
+        got = int(targets[illegal][0])
         raise ValueError(
-            f"`targets` must be classes in [0, {classes}) where counted; got {came}. "
-            f"To leave such elements out pass mask=targets != {came}."
+            f"`targets` must be classes in [0, {classes}) where counted; got {got}. "
+            f"To leave such elements out pass mask=targets != {got}."
         )
     return targets.masked_fill(illegal, 0), illegal
 

@@ -4,39 +4,40 @@ Nothing here carries a gradient but the value of a `Selection`. At the optimum t
 the aggregate (Danskin), so an aggregate is the inner product of these weights with the losses and autograd does
 the rest.
 
-One picture holds all of it. Lay the counted elements side by side from the largest score to the
-smallest, each as wide as its mass (1, or its ``sample_weight``). The ``k`` largest are the first ``k``
-units of that line. The score at its end is the threshold; an element before the end is selected whole,
-the elements tied at the end share what is left of it in proportion to their mass.
+The ``k`` largest are the first ``k`` units of the ranking (see `topkloss.ranking.ranking`). The score at their end is
+the threshold; an element before the end is selected whole, the elements tied at the end share what is left of it in
+proportion to their mass. A rule says of one ranking which interval of it weighs; `Rankings.by` applies it to each.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from topkloss.base.arguments import NanPolicy, check_drop, check_k
-from topkloss.base.tensors import Scalar, choose, larger, part_of, smaller
-from topkloss.kernels import native
-from topkloss.ranking.ranking import Counted, Line, line
-from topkloss.ranking.stretch import Cut, Weights, above, capacity, cut, in_full, share, spread, weigh, weighted_sum
+from topkloss.base.tensors import Scalar, choose, larger, smaller
+from topkloss.ranking.rank import rank, rank_all
+from topkloss.ranking.ranking import LEAST, Ranking, Rankings, Rule, Weights, requested_mass
 from topkloss.ranking.threshold import SLACK
 
 __all__ = ["Selection", "topk_select", "topk_threshold", "topk_weights"]
 
-# Less than this share of the counted mass is as good as this share, which 1/k can still be computed of in float32;
-# behind a dropped mass, which rounds, as good as more.
-LEAST, LEAST_BEHIND_DROPPED = 1e-30, 1e-11
+# Behind a dropped mass, which rounds, less than this fraction of the counted mass is as good as this fraction.
+LEAST_BEHIND_DROPPED = 1e-11
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
     """What a selection took: everything that a monitor reads. Only `value` carries a gradient.
 
-    Among several processes, what is shaped like the losses, and `omitted`, are this process's part of it.
+    Among several processes, what is shaped like the losses, and `omitted`, are this process's part of it. What is
+    shaped like the losses is written when it is asked for: what was selected from must stay as it is until then (an
+    error says so where it did not).
 
     Attributes:
         value: Scalar, the sum of weights times losses: the aggregate itself, to call ``backward()`` on.
@@ -52,15 +53,39 @@ class Selection:
     value: Tensor
     average: Tensor
     threshold: Tensor
-    weights: Tensor
-    kept: Tensor
-    mass: Tensor
     omitted: Tensor
+    _weights: Weights = field(repr=False)
+    _rankings: Rankings = field(repr=False)
+    _written: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def weights(self) -> Tensor:
+        """See `Selection`."""
+        return self._once("weights", self._weights.dense)
+
+    @property
+    def kept(self) -> Tensor:
+        """See `Selection`."""
+        return self._once("kept", lambda: self.weights != 0)
+
+    @property
+    def mass(self) -> Tensor:
+        """See `Selection`."""
+        return self._once("mass", self._rankings.each_mass)
 
     @property
     def counted_mass(self) -> Tensor:
         """Scalar float64, the mass S of all counted elements (their number without `sample_weight`)."""
         return self.mass.sum()
+
+    def _once(self, name: str, write: Callable[[], Tensor]) -> Tensor:
+        if name not in self._written:
+            self._written[name] = write()
+        return self._written[name]
+
+    def detached(self) -> Selection:
+        """The same, whose value carries no gradient."""
+        return replace(self, value=self.value.detach())
 
 
 def topk_threshold(
@@ -103,8 +128,8 @@ def topk_threshold(
     Reference: Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017, Lemma 1.
     """
     check_k(k, fraction)
-    counted = line(losses, mask=mask, sample_weight=sample_weight)
-    return _as_score(counted, cut(counted, capacity(counted.total, k, fraction)).score)
+    ranking = rank_all(losses, mask=mask, sample_weight=sample_weight)
+    return ranking.threshold(requested_mass(ranking.total, k, fraction))
 
 
 def topk_weights(
@@ -146,8 +171,8 @@ def topk_weights(
         (Rockafellar, Uryasev. Optimization of conditional value-at-risk. 2000).
     """
     check_k(k, fraction)
-    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
-    return in_full(ranked_weights(counted, k=k, fraction=fraction)[0])
+    rankings = rank(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
+    return rankings.by(top_k(k, fraction)).dense()
 
 
 def topk_select(
@@ -190,150 +215,92 @@ def topk_select(
     """
     check_k(k, fraction)
     check_drop(drop, drop_fraction)
-    counted = line(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups, nan_policy=nan_policy)
-    weights, lowest = ranked_weights(counted, k=k, fraction=fraction, drop=drop, drop_fraction=drop_fraction)
-    return selection_of(counted, losses, weights, lowest)
+    given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "groups": groups}
+    rankings = rank(losses, **given, nan_policy=nan_policy)
+    return selection_of(rankings, losses, rankings.by(top_k(k, fraction, drop, drop_fraction)))
 
 
-def selection_of(counted: Counted | Line, losses: Tensor, weights: Weights, lowest: Scalar) -> Selection:
+def selection_of(rankings: Rankings, losses: Tensor, weights: Weights) -> Selection:
     """What a monitor reads of these weights."""
-    everything, written = counted.in_tensors(), in_full(weights)
+    omitted = rankings.omitted
+    if not isinstance(omitted, Tensor):
+        omitted = torch.tensor(omitted, device="cpu")
     return Selection(
-        value=value_of(counted, weights, losses),
-        average=value_of(everything, even_weights(everything), losses.detach()),
-        threshold=_as_score(counted, lowest),
-        weights=written,
-        kept=written != 0,
-        mass=everything.each_mass(),
-        omitted=everything.omitted,
+        value=rankings.dot(weights, losses),
+        average=rankings.dot(rankings.even(), losses.detach()),
+        threshold=weights.lowest,
+        omitted=omitted,
+        _weights=weights,
+        _rankings=rankings,
     )
 
 
-def _as_score(counted: Counted | Line, score: Scalar) -> Tensor:
-    return score if isinstance(score, Tensor) else torch.scalar_tensor(score, dtype=counted.scores.dtype, device="cpu")
+# Rules
 
 
-def ranked_weights(
-    counted: Counted | Line,
-    *,
-    k: float | None,
-    fraction: float | None,
-    drop: float | None = None,
-    drop_fraction: float | None = None,
-) -> tuple[Weights, Scalar]:
-    """Weights of the mass that follows the dropped one, and its lowest score."""
-    wanted = capacity(counted.total, k, fraction)
+def top_k(
+    k: float | None, fraction: float | None, drop: float | None = None, drop_fraction: float | None = None
+) -> Rule:
+    """The mass asked for, behind the dropped one."""
     if not drop and not drop_fraction:
-        return largest(counted, larger(wanted, LEAST * counted.total))
-    dropped = capacity(counted.total, drop, drop_fraction)
-    left = counted.total - dropped
-    left = choose(left > SLACK * counted.total, left, 0.0)
-    selected = smaller(larger(wanted, LEAST_BEHIND_DROPPED * counted.total), left)
-    if isinstance(counted, Counted) and counted.places is not None:
-        return _within(counted, dropped, selected)
-    start, end = cut(counted, dropped), cut(counted, dropped + selected)
-    # of the selected mass itself, not of its sum with the dropped one, which rounds
-    end = end._replace(part=part_of(selected - larger(end.above - dropped, 0.0), end.tied))
-    start = start._replace(part=choose(start.score == end.score, 0.0, start.part))
-    return weigh(counted, selected, end, start), end.score
+        return partial(_top_k, k=k, fraction=fraction)
+    return partial(_ranked_range, k=k, fraction=fraction, drop=drop, drop_fraction=drop_fraction)
 
 
-def kth_weights(counted: Counted | Line, *, k: float | None, fraction: float | None) -> tuple[Weights, Scalar]:
-    """Weights of what ties at the end of the mass asked for, and its score."""
-    wanted = larger(capacity(counted.total, k, fraction), LEAST * counted.total)
-    if isinstance(counted, Line):
-        end = cut(counted, wanted)
-        return weigh(counted, end.tied, end._replace(part=1.0), end._replace(part=0.0)), end.score
-    if counted.places is None:
-        return weights_of(counted, counted.scores == cut(counted, wanted).score)
-    assert isinstance(wanted, Tensor)
-    return weights_of(counted, counted.places.last(wanted))
+def _top_k(ranking: Ranking, *, k: float | None, fraction: float | None) -> Weights:
+    return ranking.interval(None, _at_least(LEAST, ranking, k, fraction))
 
 
-def weights_above(
-    counted: Counted | Line, *, threshold: float, min_kept: float | None, min_fraction: float | None
-) -> tuple[Weights, Scalar]:
-    """Weights of what lies above a threshold or within the least mass that is kept, and the lowest score of it."""
-    floor = capacity(counted.total, min_kept, min_fraction) if min_kept or min_fraction else None
-    if isinstance(counted, Line):
-        return _weights_above(counted, threshold, 0.0 if floor is None else float(floor))
-    chosen = counted.scores > float(threshold)
-    if floor is None:
-        return weights_of(counted, chosen)
-    assert isinstance(floor, Tensor)
-    return weights_of(counted, torch.maximum(chosen.to(counted.dtype), shares(counted, floor)))
+def _ranked_range(
+    ranking: Ranking, *, k: float | None, fraction: float | None, drop: float | None, drop_fraction: float | None
+) -> Weights:
+    dropped = requested_mass(ranking.total, drop, drop_fraction)
+    left = ranking.total - dropped
+    left = choose(left > SLACK * ranking.total, left, 0.0)
+    return ranking.interval(dropped, smaller(_at_least(LEAST_BEHIND_DROPPED, ranking, k, fraction), left))
 
 
-def _weights_above(counted: Line, threshold: float, floor: float) -> tuple[Weights, Scalar]:
-    """The same of a line, on which one of the two holds the other."""
-    mass, lowest = native.above(counted.memory, threshold)
-    if floor > mass or counted.poisoned:
-        return largest(counted, floor)
-    end = Cut(lowest if mass > 0 else -math.inf, above=0.0, tied=mass, part=1.0)
-    return weigh(counted, mass, end), end.score
+def _at_least(least: float, ranking: Ranking, k: float | None, fraction: float | None) -> Scalar:
+    """The mass asked for, but no less of all than can be computed with."""
+    return larger(requested_mass(ranking.total, k, fraction), least * ranking.total)
 
 
-def hard_negative_weights(counted: Counted | Line, *, ratio: float, min_negatives: float) -> tuple[Weights, Scalar]:
-    """Weights of all positives, which are ranked first, and of so many negatives for each; and their lowest score."""
-    mass = above(counted, torch.finfo(counted.scores.dtype).max)
-    return largest(counted, smaller(mass + larger(ratio * mass, min_negatives), counted.total))
+def kth(k: float | None, fraction: float | None) -> Rule:
+    """What ties where the mass asked for ends."""
+    return lambda ranking: ranking.tied_at(_at_least(LEAST, ranking, k, fraction))
+
+
+def above(threshold: float, min_kept: float | None, min_fraction: float | None) -> Rule:
+    """What lies above a threshold, or within the least mass that is kept."""
+
+    def rule(ranking: Ranking) -> Weights:
+        floor = requested_mass(ranking.total, min_kept, min_fraction) if min_kept or min_fraction else None
+        return ranking.above(threshold, floor)
+
+    return rule
+
+
+def hard_negatives(ratio: float, min_negatives: float) -> Rule:
+    """All positives, which `positives_first` ranks first, and so many negatives for each."""
+
+    def rule(ranking: Ranking) -> Weights:
+        mass = ranking.mass_above(torch.finfo(ranking.scores.dtype).max)
+        return ranking.interval(None, smaller(mass + larger(ratio * mass, min_negatives), ranking.total))
+
+    return rule
+
+
+def everything(ranking: Ranking) -> Weights:
+    """All that counts."""
+    return ranking.everything()
+
+
+def largest(ranking: Ranking) -> Weights:
+    """The largest, and what ties with it."""
+    return ranking.largest()
 
 
 def positives_first(scores: Tensor, positives: Tensor) -> Tensor:
     """Scores by which the negatives come in their own order, behind the positives, which alone are infinite."""
     scores = scores.detach()
     return torch.where(positives, torch.inf, scores.clamp(max=torch.finfo(scores.dtype).max))
-
-
-def largest(counted: Counted | Line, wanted: Scalar) -> tuple[Weights, Scalar]:
-    """Weights of the `wanted` mass of the largest, and the lowest score among them."""
-    if isinstance(counted, Counted) and counted.places is not None:
-        return _within(counted, None, wanted)
-    end = cut(counted, wanted)
-    return weigh(counted, wanted, end), end.score
-
-
-def _within(counted: Counted, dropped: Scalar | None, selected: Scalar) -> tuple[Tensor, Tensor]:
-    assert counted.places is not None
-    assert not isinstance(dropped, float)
-    assert isinstance(selected, Tensor)
-    return weights_of(counted, counted.places.within(dropped, selected))
-
-
-def shares(counted: Counted, wanted: Tensor) -> Tensor:
-    """How much of each element lies within the `wanted` mass of the largest."""
-    if counted.places is not None:
-        return counted.places.within(None, wanted).to(counted.dtype)
-    return share(counted, cut(counted, wanted))
-
-
-def weights_of(counted: Counted, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of these shares of the elements, and the lowest score among them."""
-    mass = counted.mass_of(chosen)
-    lowest = _lowest(counted, chosen)
-    return spread(counted, chosen.to(counted.dtype), mass, lowest), lowest
-
-
-def _lowest(counted: Counted, chosen: Tensor) -> Tensor:
-    chosen = chosen > 0 if counted.mask is None else (chosen > 0) & counted.mask
-    scores = torch.where(chosen, counted.scores, torch.inf)
-    lowest = scores.amin() if scores.numel() > 0 else scores.new_full((), torch.inf)
-    some = chosen.any()
-    if counted.ranks is not None:
-        highest, some_rank = counted.ranks.max(torch.stack([-lowest, some.to(lowest.dtype)]))
-        lowest, some = -highest, some_rank > 0
-    return torch.where(some, lowest, -torch.inf).masked_fill(counted.poisoned, torch.nan)
-
-
-def even_weights(counted: Counted) -> Tensor:
-    """Weights of the plain mean of all that counts, whatever its group; NaN there where poisoned."""
-    mass = counted.each_mass()
-    total = mass.sum() if counted.ranks is None else counted.ranks.sum(mass.sum())
-    share = torch.where(total > 0, mass / total, 0)
-    return share.masked_fill(counted.poisoned & (mass > 0), torch.nan).to(counted.dtype)
-
-
-def value_of(counted: Counted | Line, weights: Weights, losses: Tensor) -> Tensor:
-    """The sum of weights times losses, over all processes that rank together."""
-    value = weighted_sum(weights, losses)
-    return value if isinstance(counted, Line) or counted.ranks is None else counted.ranks.total(value)

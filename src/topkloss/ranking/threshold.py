@@ -1,8 +1,10 @@
-"""The k-th largest of n numbers, by mass, exactly: three ways to the same answer.
+"""The k-th largest of n numbers, by mass, exactly: several ways to the same answer.
 
-Where values may be read (plain tensors on the CPU): two pivots from a sample bracket the answer, so that about
-three reads of the data and a look at the few candidates between the pivots settle it (Floyd and Rivest.
-Expected time bounds for selection. 1975). Ties and sorted or constant data cost no more.
+On the CPU, under torch.compile too: the native kernel, where it was built.
+
+Without it, where values may be read (plain tensors on the CPU): two pivots from a sample bracket the answer, so that
+about three reads of the data and a look at the few candidates between the pivots settle it (Floyd and Rivest. Expected
+time bounds for selection. 1975). Ties and sorted or constant data cost no more.
 
 On an accelerator: bisection on the bits of the answer. Floats of one sign are ordered like their bits, so 32
 questions "how much mass is at least this large?" (64 for float64) settle every bit of it, with no sort, no
@@ -20,8 +22,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from topkloss.base.tensors import Scalar, values_are_readable
-from topkloss.kernels import native
+from topkloss.base.tensors import Scalar, ordered_bits, score_of_bits, values_are_readable
+from topkloss.kernels import native, operators
 
 Number = TypeVar("Number", Tensor, Scalar)
 
@@ -58,9 +60,11 @@ def kth_largest(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLarge
     """
     need = needed(wanted, mass)
     scores, mass = scores.reshape(-1), None if mass is None else mass.reshape(-1)
+    if native.is_available() and (values_are_readable(scores) or (torch.compiler.is_compiling() and scores.is_cpu)):
+        by = operators.kth_largest if torch.compiler.is_compiling() else operators.find_kth_largest
+        score, above, tied = by(scores, mass, need).unbind()
+        return KthLargest(score.to(scores.dtype), above, tied)
     if values_are_readable(scores):
-        if native.is_available():
-            return _natively(scores, mass, float(need))
         return _by_pivots(scores, mass, float(need)) if bool(need > 0) else _kth(scores.new_tensor(-torch.inf), 0, 0)
     if scores.device.type != "cpu" and not torch._C._are_functorch_transforms_active():
         return _around(_by_bisection(scores, mass, need), scores, mass)
@@ -73,14 +77,6 @@ def needed(wanted: Number, mass: Tensor | None) -> Number:
     Of 1 each (None) the sum is exact: what their rounding might take would be two of a hundred million.
     """
     return wanted * (1 - SLACK - (0 if mass is None else SLACK_OF_EACH * mass.numel()))
-
-
-def _natively(scores: Tensor, mass: Tensor | None, need: float) -> KthLargest:
-    if not need > 0 or scores.numel() == 0:
-        return _kth(scores.new_tensor(-torch.inf), 0, 0)
-    mass = None if mass is None else mass.contiguous()
-    score, above, tied = native.kth_largest(native.line(scores.contiguous(), mass), need)
-    return _kth(scores.new_tensor(score), above, tied)
 
 
 def _around(score: Tensor, scores: Tensor, mass: Tensor | None) -> KthLargest:
@@ -173,19 +169,12 @@ def _by_sorting(scores: Tensor, mass: Tensor | None, need: Tensor) -> Tensor:
 
 
 def _by_bisection(scores: Tensor, mass: Tensor | None, need: Tensor) -> Tensor:
-    integer, sign_bit = (torch.int64, 63) if scores.dtype == torch.float64 else (torch.int32, 31)
-    magnitude = torch.iinfo(integer).max
-
-    def as_score(key: Tensor) -> Tensor:
-        """Keys are ordered like the scores: the bits of a positive float, flipped below the sign for a negative one."""
-        return (key ^ ((key >> sign_bit) & magnitude)).view(scores.dtype)
-
-    infinity = torch.full((), torch.inf, dtype=scores.dtype, device=scores.device).view(integer)
+    infinity = ordered_bits(torch.full((), torch.inf, dtype=scores.dtype, device=scores.device))
     low, high = infinity ^ -1, infinity
-    for _ in range(sign_bit + 1):
+    for _ in range(8 * scores.element_size()):
         middle = (low | high) - ((low ^ high) >> 1)  # the mean, rounded up, without overflow
-        reaches = scores >= as_score(middle)
+        reaches = scores >= score_of_bits(middle, scores.dtype)
         held = reaches.sum() if mass is None else (mass * reaches).sum()
         enough = held >= need
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
-    return as_score(low)
+    return score_of_bits(low, scores.dtype)

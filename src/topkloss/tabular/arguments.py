@@ -13,7 +13,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.sparsefuncs import min_max_axis
 
 from topkloss.base.arguments import check_drop, check_k, check_word, real_number
-from topkloss.ranking.stretch import capacity
+from topkloss.ranking.ranking import requested_mass
 from topkloss.tabular.losses import Array
 
 __all__ = ["can_stream", "check_estimator_arguments", "check_magnitude", "check_stream", "masses_of_classes", "resolve"]
@@ -24,8 +24,8 @@ LARGEST = 1e70
 
 def check_estimator_arguments(estimator: Any, losses: Collection[str]) -> None:
     """All of them but the data, before anything is computed."""
-    check_word("loss", estimator.loss, *losses, way_out=f'The usual one is loss="{next(iter(losses))}".')
-    check_word("solver", estimator.solver, "auto", "newton", "lbfgs", way_out='To have it chosen pass solver="auto".')
+    check_word("loss", estimator.loss, *losses, hint=f'The usual one is loss="{next(iter(losses))}".')
+    check_word("solver", estimator.solver, "auto", "newton", "lbfgs", hint='To have it chosen pass solver="auto".')
     if estimator.k is not None or estimator.fraction is not None:
         check_k(estimator.k, estimator.fraction)
     check_drop(estimator.drop, estimator.drop_fraction)
@@ -111,10 +111,10 @@ def resolve(estimator: Any, total: float) -> tuple[float, float]:
     """The mass that is averaged and the mass that is dropped before, of a whole mass."""
     whole = torch.tensor(total, dtype=torch.float64)
     asked = (estimator.k, estimator.fraction)
-    k = total if asked == (None, None) else float(capacity(whole, *asked))
+    k = total if asked == (None, None) else float(requested_mass(whole, *asked))
     if not estimator.drop and not estimator.drop_fraction:
         return k, 0.0
-    dropped = float(capacity(whole, estimator.drop, estimator.drop_fraction))
+    dropped = float(requested_mass(whole, estimator.drop, estimator.drop_fraction))
     if dropped >= total * (1 - 1e-11):
         raise ValueError(
             f"`drop` must be less than the mass of all examples, {total:g}; got {estimator.drop!r}. "

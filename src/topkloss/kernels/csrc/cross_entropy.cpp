@@ -49,26 +49,23 @@ const char *topkloss_vectors() { return build().vectors; }
 
 int topkloss_shares_openmp() { return shares_openmp() ? 1 : 0; }
 
-void topkloss_cross_entropy(const topkloss_logits *of, void *scores, void *losses, topkloss_found *found) {
-  const int64_t n = of->samples * of->places, tasks = tasks_for(n * of->classes, of->threads);
-  std::vector<topkloss_found> parts(tasks, {0, 0, -1});
+int64_t topkloss_cross_entropy(const topkloss_logits *of, void *losses, void *scores) {
+  const int64_t n = of->samples * of->positions, tasks = tasks_for(n * of->classes, of->threads);
+  std::vector<int64_t> illegal(tasks, -1);
   for_each_task(tasks, [&](int64_t task) {
     const Part part = part_of(n, task, tasks);
-    build().kernels[of->type].scores(*of, part.first, part.last, scores, losses, parts[task]);
+    build().kernels[of->type].losses(*of, part.first, part.last, losses, scores, illegal[task]);
   });
-  *found = {0, 0, -1};
-  for (const auto &part : parts) {
-    found->counted += part.counted;
-    found->nan |= part.nan;
-    if (found->illegal < 0) found->illegal = part.illegal;
+  for (const int64_t position : illegal) {
+    if (position >= 0) return position;
   }
+  return -1;
 }
 
-void topkloss_cross_entropy_gradient(const topkloss_logits *of, const topkloss_line *line,
-                                     const topkloss_stretch *stretch, void *gradient) {
-  const int64_t n = of->samples * of->places, tasks = tasks_for(n * of->classes, of->threads);
+void topkloss_cross_entropy_gradient(const topkloss_logits *of, const void *grad_output, void *gradient) {
+  const int64_t n = of->samples * of->positions, tasks = tasks_for(n * of->classes, of->threads);
   for_each_task(tasks, [&](int64_t task) {
     const Part part = part_of(n, task, tasks);
-    build().kernels[of->type].gradient(*of, part.first, part.last, *line, *stretch, gradient);
+    build().kernels[of->type].gradient(*of, part.first, part.last, grad_output, gradient);
   });
 }

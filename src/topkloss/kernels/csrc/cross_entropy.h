@@ -8,10 +8,8 @@ namespace topkloss {
 
 // Elements are numbered sample by sample; a range is [first, last).
 struct CrossEntropyKernels {
-  void (*scores)(const topkloss_logits &of, int64_t first, int64_t last, void *scores, void *losses,
-                 topkloss_found &found);
-  void (*gradient)(const topkloss_logits &of, int64_t first, int64_t last, const topkloss_line &line,
-                   const topkloss_stretch &stretch, void *gradient);
+  void (*losses)(const topkloss_logits &of, int64_t first, int64_t last, void *losses, void *scores, int64_t &illegal);
+  void (*gradient)(const topkloss_logits &of, int64_t first, int64_t last, const void *grad_output, void *gradient);
 };
 
 // One table for each build, indexed by the type of the logits.

@@ -10,7 +10,6 @@
 
 #include "cross_entropy.h"
 #include "maths.h"
-#include "weigh.h"
 
 namespace topkloss {
 namespace {
@@ -126,10 +125,10 @@ struct Place {
   int size;
 
   static Place at(const topkloss_logits &of, int64_t first, int64_t last, int most) {
-    const int64_t sample = first / of.places, place = first % of.places;
-    int64_t size = of.places - place < last - first ? of.places - place : last - first;
+    const int64_t sample = first / of.positions, place = first % of.positions;
+    int64_t size = of.positions - place < last - first ? of.positions - place : last - first;
     size = size < most ? size : most;
-    const int64_t offset = sample * of.sample_stride + place * of.place_stride;
+    const int64_t offset = sample * of.sample_stride + place * of.position_stride;
     return {of, static_cast<const T *>(of.logits) + offset, offset, first, static_cast<int>(size)};
   }
 };
@@ -137,7 +136,7 @@ struct Place {
 // Whether a tile can be used where it lies, in whole vectors.
 template <typename T, typename Real>
 inline bool lies_in_planes(const Place<T> &at) {
-  return sizeof(T) == sizeof(Real) && at.of.place_stride == 1 && at.size % LANES<Real> == 0;
+  return sizeof(T) == sizeof(Real) && at.of.position_stride == 1 && at.size % LANES<Real> == 0;
 }
 
 // So many elements as whole vectors.
@@ -152,7 +151,7 @@ inline int64_t pitch_of_scratch() { return TILE + 16; }  // no power of two: nei
 template <typename T, typename Real>
 void load(const Place<T> &from, const int *index, int n, Real *scratch) {
   const int64_t classes = from.of.classes, pitch = pitch_of_scratch();
-  const int64_t along = from.of.place_stride, across = from.of.class_stride;
+  const int64_t along = from.of.position_stride, across = from.of.class_stride;
   if (across == 1) {
     for (int i = 0; i < n; ++i) {
       const T *const row = from.logits + (index == nullptr ? i : index[i]) * along;
@@ -177,7 +176,7 @@ void load(const Place<T> &from, const int *index, int n, Real *scratch) {
 template <typename T, typename Real>
 void save(const Real *scratch, const Place<T> &at, const int *index, int n, T *gradient) {
   const int64_t classes = at.of.classes, pitch = pitch_of_scratch();
-  const int64_t along = at.of.place_stride, across = at.of.class_stride;
+  const int64_t along = at.of.position_stride, across = at.of.class_stride;
   if (across == 1) {
     for (int p = 0; n < at.size && p < at.size; ++p) memset(gradient + p * along, 0, classes * sizeof(T));
     for (int i = 0; i < n; ++i) {
@@ -240,10 +239,10 @@ void sum_drops(Planes<Real> of, int64_t classes, int size, const Smoothing<Real>
   }
 }
 
-// Targets of a tile in whole vectors, -1 where not counted; counts them, and finds the first that is no class.
+// Targets of a tile in whole vectors, -1 where not counted; finds the first counted one that is no class.
 template <typename Real, typename T>
-void take_targets(const Place<T> &at, Int<Real> *target, topkloss_found &found) {
-  const int64_t *const labels = at.of.targets + at.element, classes = at.of.classes, ignored = at.of.ignore_index;
+void take_targets(const Place<T> &at, Int<Real> *target, int64_t &illegal) {
+  const int64_t *const labels = at.of.targets + at.element, classes = at.of.classes;
   const uint8_t *const counts = at.of.counts == nullptr ? nullptr : at.of.counts + at.element;
   int counted = 0, usable = 0;
   const auto take = [&](int p, bool chosen) {
@@ -254,16 +253,15 @@ void take_targets(const Place<T> &at, Int<Real> *target, topkloss_found &found) 
   };
   if (counts == nullptr) {
 #pragma omp simd reduction(+ : counted, usable)
-    for (int p = 0; p < at.size; ++p) take(p, labels[p] != ignored);
+    for (int p = 0; p < at.size; ++p) take(p, true);
   } else {
 #pragma omp simd reduction(+ : counted, usable)
-    for (int p = 0; p < at.size; ++p) take(p, (labels[p] != ignored) & (counts[p] != 0));
+    for (int p = 0; p < at.size; ++p) take(p, counts[p] != 0);
   }
   for (int p = at.size; p < whole<Real>(at.size); ++p) target[p] = -1;
-  found.counted += counted;
-  for (int p = 0; usable < counted && found.illegal < 0; ++p) {
+  for (int p = 0; usable < counted && illegal < 0; ++p) {
     const bool legal = static_cast<uint64_t>(labels[p]) < static_cast<uint64_t>(classes);
-    if (labels[p] != ignored && (counts == nullptr || counts[p] != 0) && !legal) found.illegal = at.element + p;
+    if ((counts == nullptr || counts[p] != 0) && !legal) illegal = at.element + p;
   }
 }
 
@@ -368,7 +366,7 @@ void sum_up_rows(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, S
   for (int p = 0; p < whole<Real>(at.size); ++p) {
     RowSums<Real> row{0, 0, 1, 0};
     if (sums.target[p] >= 0) {
-      const Real *const x = row_of(at.logits + p * at.of.place_stride, classes, scratch);
+      const Real *const x = row_of(at.logits + p * at.of.position_stride, classes, scratch);
       row = sum_up_row<false>(x, classes, sums.target[p], static_cast<Real *>(nullptr));
       if (drop != nullptr) sum_drops(Planes<Real>{const_cast<Real *>(x), 1}, classes, 1, by, &row.most, drop + p);
     }
@@ -378,49 +376,44 @@ void sum_up_rows(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, S
   }
 }
 
+// Losses of a tile, 0 where not counted; with smoothing also the scores, which are the losses without it.
 template <typename T, typename Real>
-void score_tile(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Real *scores, Real *losses,
-                topkloss_found &found) {
+void loss_tile(const Place<T> &at, Real *scratch, const Smoothing<Real> &by, Real *losses, Real *scores,
+               int64_t &illegal) {
   Sums<Real> sums;
   alignas(64) Real score[TILE], drop[TILE];
-  take_targets<Real>(at, sums.target, found);
+  take_targets<Real>(at, sums.target, illegal);
   if (has_long_rows(at.of)) {
-    sum_up_rows(at, scratch, by, sums, losses == nullptr ? nullptr : drop);
+    sum_up_rows(at, scratch, by, sums, scores == nullptr ? nullptr : drop);
   } else {
     const Planes<Real> planes = planes_of(at, scratch);
     sum_up<false>(planes, at.of.classes, whole<Real>(at.size), sums, planes);
-    if (losses != nullptr) sum_drops(planes, at.of.classes, at.size, by, sums.most, drop);
+    if (scores != nullptr) sum_drops(planes, at.of.classes, at.size, by, sums.most, drop);
   }
-  Ints<Real> nan{};
   for (int p = 0; p < at.size; p += LANES<Real>) {
     const auto target = load_vector<Ints<Real>>(sums.target + p);
     const auto below = load_vector<Reals<Real>>(sums.below + p), rest = load_vector<Reals<Real>>(sums.rest + p);
     const auto now = score_of<Real>(below, rest, load_vector<Reals<Real>>(sums.own + p));
-    nan |= (now != now) & (target >= 0);
-    store_vector(score + p, target < 0 ? Reals<Real>{} - static_cast<Real>(__builtin_inf()) : now);
+    store_vector(score + p, target < 0 ? Reals<Real>{} : now);
   }
-  for (int i = 0; i < LANES<Real>; ++i) found.nan |= nan[i] != 0;
-  memcpy(scores, score, at.size * sizeof(Real));
-  for (int p = 0; losses != nullptr && p < at.size; ++p) {
+  memcpy(scores == nullptr ? losses : scores, score, at.size * sizeof(Real));
+  for (int p = 0; scores != nullptr && p < at.size; ++p) {
     const bool counts = sums.target[p] >= 0;
     const int64_t target = counts ? sums.target[p] : 0;
-    const Real loss = counts ? smoothed(by, at.of.smoothing, score[p], sums.below[p], drop[p], target) : Real{0};
-    losses[p] = loss;
-    found.nan |= loss != loss;
+    losses[p] = counts ? smoothed(by, at.of.smoothing, score[p], sums.below[p], drop[p], target) : Real{0};
   }
 }
 
 template <typename T>
-void scores_of(const topkloss_logits &of, int64_t first, int64_t last, void *scores, void *losses,
-               topkloss_found &found) {
+void losses_of(const topkloss_logits &of, int64_t first, int64_t last, void *losses, void *scores, int64_t &illegal) {
   using Real = Computing<T>;
   const Smoothing<Real> by(of);
   Scratch<Real> scratch(scratch_of(of));
   while (first < last) {
     const auto at = Place<T>::at(of, first, last, TILE);
-    Real *const to = static_cast<Real *>(scores) + at.element;
-    Real *const smoothed_to = losses == nullptr ? nullptr : static_cast<Real *>(losses) + at.element;
-    score_tile(at, scratch.numbers, by, to, smoothed_to, found);
+    Real *const losses_to = static_cast<Real *>(losses) + at.element;
+    Real *const scores_to = scores == nullptr ? nullptr : static_cast<Real *>(scores) + at.element;
+    loss_tile(at, scratch.numbers, by, losses_to, scores_to, illegal);
     first += at.size;
   }
 }
@@ -485,19 +478,13 @@ void differentiate_planes(Planes<Real> from, Planes<Real> scratch, Planes<Real> 
   }
 }
 
-// What is averaged: the scores, -inf where not counted, and the stretch of them.
-struct Averaged {
-  const topkloss_line &line;
-  const topkloss_stretch &stretch;
-};
-
-// Weights of a tile, and which of its elements weigh something; their number.
+// What each loss of a tile is multiplied with, 0 where not counted; which elements have one, and how many they are.
 template <typename T, typename Real>
-int select(const Place<T> &at, const Averaged &averaged, int *index, Real *weight) {
-  weigh<Real>(averaged.line, averaged.stretch, at.element, at.size, weight);
-  if (averaged.stretch.end != averaged.stretch.end) {  // NaN for all that counts
-    const Real *const scores = static_cast<const Real *>(averaged.line.scores) + at.element;
-    for (int p = 0; p < at.size; ++p) weight[p] = scores[p] == -static_cast<Real>(__builtin_inf()) ? Real{0} : weight[p];
+int take_weights(const Place<T> &at, const Real *grad_output, int *index, Real *weight) {
+  memcpy(weight, grad_output + at.element, at.size * sizeof(Real));
+  if (at.of.counts != nullptr) {
+    const uint8_t *const counts = at.of.counts + at.element;
+    for (int p = 0; p < at.size; ++p) weight[p] = counts[p] != 0 ? weight[p] : Real{0};
   }
   int selected = 0;
   for (int p = 0; p < at.size; ++p) {
@@ -508,16 +495,16 @@ int select(const Place<T> &at, const Averaged &averaged, int *index, Real *weigh
 }
 
 template <typename T, typename Real>
-void differentiate_tile(const Place<T> &at, Real *scratch, const Averaged &averaged, const Smoothing<Real> &by,
+void differentiate_tile(const Place<T> &at, Real *scratch, const Real *grad_output, const Smoothing<Real> &by,
                         T *gradient) {
   Sums<Real> sums;
   int index[TILE + 1];
   alignas(64) Real weight[TILE];
-  const int selected = select(at, averaged, index, weight);
+  const int selected = take_weights(at, grad_output, index, weight);
   const int64_t *const labels = at.of.targets + at.element;
   const Planes<Real> own{scratch, pitch_of_scratch()};
   const bool lies = lies_in_planes<T, Real>(at) && at.of.classes <= MANY;
-  const bool dense = (lies ? DENSE<Real> : DENSE_IN_SCRATCH) * selected >= at.size && at.of.place_stride == 1;
+  const bool dense = (lies ? DENSE<Real> : DENSE_IN_SCRATCH) * selected >= at.size && at.of.position_stride == 1;
   const int n = dense ? at.size : selected;
   for (int i = 0; i < n; ++i) {
     const int p = dense ? i : index[i];
@@ -538,14 +525,14 @@ void differentiate_tile(const Place<T> &at, Real *scratch, const Averaged &avera
 }
 
 template <typename T, typename Real>
-void differentiate_rows(const Place<T> &at, Real *scratch, const Averaged &averaged, const Smoothing<Real> &by,
+void differentiate_rows(const Place<T> &at, Real *scratch, const Real *grad_output, const Smoothing<Real> &by,
                         T *gradient) {
   int index[TILE + 1];
   Real weights[TILE];
-  select(at, averaged, index, weights);
+  take_weights(at, grad_output, index, weights);
   const int64_t classes = at.of.classes;
   for (int p = 0; p < at.size; ++p) {
-    T *const row = gradient + p * at.of.place_stride;
+    T *const row = gradient + p * at.of.position_stride;
     const Real weight = weights[p];
     if (weight == 0) {
       memset(row, 0, classes * sizeof(T));
@@ -553,7 +540,7 @@ void differentiate_rows(const Place<T> &at, Real *scratch, const Averaged &avera
     }
     const int64_t target = at.of.targets[at.element + p];
     Real *const out = sizeof(T) == sizeof(Real) ? reinterpret_cast<Real *>(row) : scratch;
-    const Real *const x = row_of(at.logits + p * at.of.place_stride, classes, scratch);
+    const Real *const x = row_of(at.logits + p * at.of.position_stride, classes, scratch);
     const RowSums<Real> sums = sum_up_row<true>(x, classes, target, out);
     const auto f = factors_of(by, at.of.smoothing, weight, sums.rest, sums.own, target);
     if (at.of.smoothing == 0) {
@@ -570,19 +557,18 @@ void differentiate_rows(const Place<T> &at, Real *scratch, const Averaged &avera
 }
 
 template <typename T>
-void gradient_of(const topkloss_logits &of, int64_t first, int64_t last, const topkloss_line &line,
-                 const topkloss_stretch &stretch, void *gradient) {
+void gradient_of(const topkloss_logits &of, int64_t first, int64_t last, const void *grad_output, void *gradient) {
   using Real = Computing<T>;
-  const Averaged averaged{line, stretch};
+  const Real *const weights = static_cast<const Real *>(grad_output);
   const Smoothing<Real> by(of);
   Scratch<Real> scratch(scratch_of(of));
   while (first < last) {
     const auto at = Place<T>::at(of, first, last, TILE);
     T *const to = static_cast<T *>(gradient) + at.offset;
     if (has_long_rows(of)) {
-      differentiate_rows(at, scratch.numbers, averaged, by, to);
+      differentiate_rows(at, scratch.numbers, weights, by, to);
     } else {
-      differentiate_tile(at, scratch.numbers, averaged, by, to);
+      differentiate_tile(at, scratch.numbers, weights, by, to);
     }
     first += at.size;
   }
@@ -591,10 +577,10 @@ void gradient_of(const topkloss_logits &of, int64_t first, int64_t last, const t
 }  // namespace
 
 const CrossEntropyKernels TOPKLOSS_KERNELS[4] = {
-    {scores_of<float>, gradient_of<float>},
-    {scores_of<double>, gradient_of<double>},
-    {scores_of<bfloat16>, gradient_of<bfloat16>},
-    {scores_of<float16>, gradient_of<float16>},
+    {losses_of<float>, gradient_of<float>},
+    {losses_of<double>, gradient_of<double>},
+    {losses_of<bfloat16>, gradient_of<bfloat16>},
+    {losses_of<float16>, gradient_of<float16>},
 };
 
 }  // namespace topkloss

@@ -1,4 +1,4 @@
-// What counts on a line, and what each element of a stretch of it weighs.
+// What counts on a line, what each element weighs by the interval of its group, and their sum.
 
 #include "line.h"
 
@@ -80,6 +80,99 @@ TOPKLOSS_FAST void above_block(const topkloss_line &line, int64_t first, int32_t
   above.lowest = std::min(above.lowest, static_cast<double>(lowest_above(scores, size, score)));
 }
 
+// An interval in the types that are computed in: what an element of mass 1 weighs.
+template <typename Score, typename Weight>
+struct Rule {
+  Score start, end;
+  Weight whole, at_end, at_start, at_both;
+  bool nan, from_the_largest;
+
+  explicit Rule(const topkloss_interval &of)
+      : start(static_cast<Score>(of.start)),
+        end(static_cast<Score>(of.end)),
+        whole(part(of, 1)),
+        at_end(part(of, of.end_part)),
+        at_start(part(of, of.start_part)),
+        at_both(part(of, std::min(of.end_part, of.start_part))),
+        nan(of.end != of.end),
+        from_the_largest(start == std::numeric_limits<Score>::infinity() && of.start_part == 1) {}
+
+  static Weight part(const topkloss_interval &of, double part) {
+    return static_cast<Weight>(part > 0 ? part * of.scale : 0.0);
+  }
+
+  Weight operator()(Score score) const {
+    if (nan) return std::numeric_limits<Weight>::quiet_NaN();
+    const Weight inside = score == end ? at_end : (score > end ? whole : Weight{0});
+    if (from_the_largest) return inside;
+    const Weight border = score == end ? at_both : (score > end ? at_start : Weight{0});
+    return score < start ? inside : (score == start ? border : Weight{0});
+  }
+};
+
+// What each would weigh if it counted and its mass were 1.
+template <typename Score, typename Weight>
+TOPKLOSS_FAST void weigh_each(const Score *scores, const Rule<Score, Weight> &by, int32_t size, Weight *weights) {
+  const Score start = by.start, end = by.end;
+  const Weight whole = by.whole, at_end = by.at_end, at_start = by.at_start, at_both = by.at_both;
+  if (by.nan) {
+    for (int32_t i = 0; i < size; ++i) weights[i] = std::numeric_limits<Weight>::quiet_NaN();
+  } else if (by.from_the_largest) {
+    for (int32_t i = 0; i < size; ++i) weights[i] = scores[i] > end ? whole : (scores[i] == end ? at_end : Weight{0});
+  } else {
+    for (int32_t i = 0; i < size; ++i) {
+      const Weight inside = scores[i] == end ? at_end : (scores[i] > end ? whole : Weight{0});
+      const Weight border = scores[i] == end ? at_both : (scores[i] > end ? at_start : Weight{0});
+      weights[i] = scores[i] < start ? inside : (scores[i] == start ? border : Weight{0});
+    }
+  }
+}
+
+// The rules by which the elements of a line weigh: one for all, or by an index one for each group.
+template <typename Score, typename Weight>
+struct Rules {
+  const topkloss_line &line;
+  const int64_t *index;  // null = one rule for all
+  int64_t first;
+  std::vector<Rule<Score, Weight>> rules;
+  std::vector<Rule<Score, double>> wide;  // the same, where masses are multiplied with
+
+  Rules(const topkloss_line &line, const int64_t *index, int64_t first, const topkloss_interval *intervals,
+        int64_t number)
+      : line(line), index(index), first(first), rules(intervals, intervals + number) {
+    if (line.mass != nullptr) wide = {intervals, intervals + number};
+  }
+
+  // As if all counted with a mass of 1.
+  template <typename Number>
+  TOPKLOSS_FAST void each(int64_t at, int32_t size, const std::vector<Rule<Score, Number>> &by, Number *out) const {
+    const Score *const scores = static_cast<const Score *>(line.scores) + at;
+    if (index == nullptr) return weigh_each(scores, by[0], size, out);
+    const auto groups = static_cast<uint64_t>(by.size());
+    for (int32_t i = 0; i < size; ++i) {
+      const auto group = static_cast<uint64_t>(index[at + i] - first);  // what does not count may be in none
+      out[i] = group < groups ? by[group](scores[i]) : Number{0};
+    }
+  }
+
+  // What the elements of a block weigh.
+  TOPKLOSS_FAST void weigh(int64_t at, int32_t size, Weight *weights) const {
+    if (line.mass == nullptr) {
+      each(at, size, rules, weights);
+      if (line.counts == nullptr) return;
+      const uint8_t *const counts = line.counts + at;
+      for (int32_t i = 0; i < size; ++i) weights[i] = counts[i] ? weights[i] : Weight{0};
+      return;
+    }
+    alignas(64) double copy[BLOCK], weight[BLOCK];
+    const double *const mass = masses_of(line, at, size, copy);
+    each(at, size, wide, weight);
+    for (int32_t i = 0; i < size; ++i) {
+      weights[i] = mass[i] > 0 && weight[i] != 0 ? static_cast<Weight>(mass[i] * weight[i]) : Weight{0};
+    }
+  }
+};
+
 template <typename Weight>
 TOPKLOSS_FAST double sum_block(const Weight *weights, const Weight *losses, int32_t size) {
   double sum = 0;
@@ -91,23 +184,89 @@ TOPKLOSS_FAST double sum_block(const Weight *weights, const Weight *losses, int3
   return sum;
 }
 
+// The elements of a line from one on, so many of them.
+topkloss_line run_of(const topkloss_line &line, int64_t first, int64_t n) {
+  const auto from = [first](const void *numbers, int64_t type) -> const void * {
+    const int64_t bytes = first * (type == TOPKLOSS_FLOAT64 ? 8 : 4);
+    return numbers == nullptr ? nullptr : static_cast<const char *>(numbers) + bytes;
+  };
+  return {from(line.scores, line.type), line.type, line.counts == nullptr ? nullptr : line.counts + first,
+          from(line.mass, line.mass_type), line.mass_type, n, line.threads};
+}
+
+// Calls run(rules, line, first) for the whole line, or for each of its groups where they lie one after the other.
+template <typename Score, typename Weight, typename Function>
+void for_each_run(const topkloss_line &line, const topkloss_groups &groups, const topkloss_interval *intervals,
+                  Function &&run) {
+  const int64_t runs = groups.index == nullptr ? groups.number : 1, size = runs == 0 ? 0 : line.n / runs;
+  const int64_t rules = groups.index == nullptr ? 1 : groups.number;
+  for (int64_t i = 0; i < runs; ++i) {
+    const topkloss_line own = run_of(line, i * size, size);
+    const Rules<Score, Weight> by(own, groups.index, groups.first, intervals + i, rules);
+    run(by, own, i * size);
+  }
+}
+
 template <typename Score, typename Weight>
-double sum_of(const topkloss_line &line, const topkloss_stretch &stretch, const Weight *losses) {
-  std::vector<double> sums(tasks_of(line) * LANES);  // each in a line of the cache of its own
-  for_each_block(line, [&](int64_t task, int64_t first, int32_t size) {
-    alignas(64) Weight weights[BLOCK];
-    weigh<Score>(line, stretch, first, size, weights);
-    sums[task * LANES] += sum_block(weights, losses + first, size);
-  });
+double sum_of(const topkloss_line &line, const topkloss_groups &groups, const topkloss_interval *intervals,
+              const Weight *losses) {
   double sum = 0;
-  for (const double part : sums) sum += part;
+  for_each_run<Score, Weight>(line, groups, intervals, [&](auto &by, auto &own, int64_t offset) {
+    std::vector<double> sums(tasks_of(own) * LANES);  // each in a line of the cache of its own
+    for_each_block(own, [&](int64_t task, int64_t first, int32_t size) {
+      alignas(64) Weight weights[BLOCK];
+      by.weigh(first, size, weights);
+      sums[task * LANES] += sum_block(weights, losses + offset + first, size);
+    });
+    for (const double part : sums) sum += part;
+  });
   return sum;
 }
 
 template <typename Score, typename Weight>
-void write_weights(const topkloss_line &line, const topkloss_stretch &stretch, Weight *weights) {
-  for_each_block(line, [&](int64_t, int64_t first, int32_t size) {
-    weigh<Score>(line, stretch, first, size, weights + first);
+void write_weights(const topkloss_line &line, const topkloss_groups &groups, const topkloss_interval *intervals,
+                   Weight *weights) {
+  for_each_run<Score, Weight>(line, groups, intervals, [&](auto &by, auto &own, int64_t offset) {
+    for_each_block(own, [&](int64_t, int64_t first, int32_t size) {
+      by.weigh(first, size, weights + offset + first);
+    });
+  });
+}
+
+// Calls run(i) for each element that counts, from the first to the last.
+template <typename Mass, typename Function>
+void for_each_counted(const topkloss_line &line, const Mass *mass, Function &&run) {
+  for (int64_t i = 0; i < line.n; ++i) {
+    if ((line.counts == nullptr || line.counts[i] != 0) && (mass == nullptr || mass[i] > 0)) run(i);
+  }
+}
+
+template <typename Mass>
+void find_groups(const topkloss_line &line, const Mass *mass, topkloss_groups &groups) {
+  int64_t first = std::numeric_limits<int64_t>::max(), last = std::numeric_limits<int64_t>::min();
+  for_each_counted(line, mass, [&](int64_t i) {
+    first = std::min(first, groups.index[i]);
+    last = std::max(last, groups.index[i]);
+  });
+  groups.first = first;
+  const uint64_t more = static_cast<uint64_t>(last) - static_cast<uint64_t>(first);  // may be more than an int64_t holds
+  const auto most = static_cast<uint64_t>(line.n);
+  groups.number = first > last ? 0 : static_cast<int64_t>(std::min(more, most)) + 1;
+}
+
+template <typename Score, typename Mass>
+void partition(const topkloss_line &line, const topkloss_groups &groups, int64_t *starts, Score *scores,
+               Mass *masses) {
+  const Score *const from = static_cast<const Score *>(line.scores);
+  const Mass *const mass = static_cast<const Mass *>(line.mass);
+  std::fill(starts, starts + groups.number + 1, 0);
+  for_each_counted(line, mass, [&](int64_t i) { ++starts[groups.index[i] - groups.first + 1]; });
+  for (int64_t group = 0; group < groups.number; ++group) starts[group + 1] += starts[group];
+  std::vector<int64_t> next(starts, starts + groups.number);
+  for_each_counted(line, mass, [&](int64_t i) {
+    const int64_t to = next[groups.index[i] - groups.first]++;
+    scores[to] = from[i];
+    if (mass != nullptr) masses[to] = mass[i];
   });
 }
 
@@ -156,19 +315,36 @@ void topkloss_above(const topkloss_line *line, double score, double out[2]) {
   out[1] = all.lowest;
 }
 
-void topkloss_weights(const topkloss_line *line, const topkloss_stretch *stretch, int64_t type, void *weights) {
+void topkloss_find_groups(const topkloss_line *line, topkloss_groups *groups) {
+  with_type(line->mass_type, [&](auto each) {
+    find_groups(*line, static_cast<const Pointed<decltype(each)> *>(line->mass), *groups);
+  });
+}
+
+void topkloss_partition(const topkloss_line *line, const topkloss_groups *groups, int64_t *starts, void *scores,
+                        void *mass) {
   with_type(line->type, [&](auto score) {
-    with_type(type, [&](auto weight) {
-      write_weights<Pointed<decltype(score)>>(*line, *stretch, static_cast<decltype(weight)>(weights));
+    with_type(line->mass_type, [&](auto each) {
+      partition(*line, *groups, starts, static_cast<decltype(score)>(scores), static_cast<decltype(each)>(mass));
     });
   });
 }
 
-double topkloss_weighted_sum(const topkloss_line *line, const topkloss_stretch *stretch, int64_t type,
-                             const void *losses) {
+void topkloss_weights(const topkloss_line *line, const topkloss_groups *groups, const topkloss_interval *intervals,
+                      int64_t type, void *weights) {
+  with_type(line->type, [&](auto score) {
+    with_type(type, [&](auto weight) {
+      write_weights<Pointed<decltype(score)>>(*line, *groups, intervals, static_cast<decltype(weight)>(weights));
+    });
+  });
+}
+
+double topkloss_weighted_sum(const topkloss_line *line, const topkloss_groups *groups,
+                             const topkloss_interval *intervals, int64_t type, const void *losses) {
   return with_type(line->type, [&](auto score) {
     return with_type(type, [&](auto weight) {
-      return sum_of<Pointed<decltype(score)>>(*line, *stretch, static_cast<const Pointed<decltype(weight)> *>(losses));
+      const auto *const of = static_cast<const Pointed<decltype(weight)> *>(losses);
+      return sum_of<Pointed<decltype(score)>>(*line, *groups, intervals, of);
     });
   });
 }

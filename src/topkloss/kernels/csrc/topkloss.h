@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-// Of the logits and of their gradient. Scores, losses and class weights are double for double, float otherwise.
+// Of the logits and of their gradient. Losses, scores and class weights are double for double, float otherwise.
 enum topkloss_type { TOPKLOSS_FLOAT32 = 0, TOPKLOSS_FLOAT64 = 1, TOPKLOSS_BFLOAT16 = 2, TOPKLOSS_FLOAT16 = 3 };
 
 // Whether this processor has what the cross-entropy needs to be fast: "avx512", "avx2", "native", or "" where not.
@@ -31,18 +31,25 @@ struct topkloss_line {
   int64_t n, threads;
 };
 
-// What stands on a line: the mass that counts, whether the score of something that counts is NaN, and the first place
+// What stands on a line: the mass that counts, whether the score of something that counts is NaN, and the first element
 // where the mask is true and the mass is negative, infinite or NaN (-1 = none; the rest is then not to be used).
 struct topkloss_counted {
   double mass;
   int64_t nan, wrong;
 };
 
-// A stretch of a line that is ranked, the largest first. An element weighs its mass times the scale where its score is
-// below the start and above the end, a part of that at either, nothing beyond; 0 whatever the scale. By an end that is
-// NaN all that counts weighs NaN.
-struct topkloss_stretch {
+// An interval of a ranking, the largest first. An element weighs its mass times the scale where its score is below the
+// start and above the end, a part of that at either, nothing beyond; 0 whatever the scale. By an end that is NaN all
+// that counts weighs NaN.
+struct topkloss_interval {
   double end, end_part, scale, start, start_part;
+};
+
+// Which group each element of a line is in: `number` groups of the same size, one after the other; or, with an index,
+// those that it names, from `first` on. What does not count may be in none.
+struct topkloss_groups {
+  const int64_t *index;
+  int64_t first, number;
 };
 
 TOPKLOSS_API void topkloss_count(const struct topkloss_line *line, struct topkloss_counted *counted);
@@ -54,43 +61,45 @@ TOPKLOSS_API void topkloss_above(const struct topkloss_line *line, double score,
 // the mass at it. Where t is -inf and each mass 1, what does not count is among the last.
 TOPKLOSS_API void topkloss_kth_largest(const struct topkloss_line *line, double need, double out[3]);
 
-// What each element weighs, in float or double.
-TOPKLOSS_API void topkloss_weights(const struct topkloss_line *line, const struct topkloss_stretch *stretch,
-                                   int64_t type, void *weights);
+// Fills `first` and `number` so that what counts is in the groups from the one on, so many; at most n + 1 of them.
+TOPKLOSS_API void topkloss_find_groups(const struct topkloss_line *line, struct topkloss_groups *groups);
+
+// What counts, group after group by their index, in the order of the line: its scores and, where the line has them, its
+// masses, in their types. starts: where each group begins, and at last their sum; `number` + 1 of them.
+TOPKLOSS_API void topkloss_partition(const struct topkloss_line *line, const struct topkloss_groups *groups,
+                                     int64_t *starts, void *scores, void *mass);
+
+// What each element weighs, in float or double, by the interval of its group.
+TOPKLOSS_API void topkloss_weights(const struct topkloss_line *line, const struct topkloss_groups *groups,
+                                   const struct topkloss_interval *intervals, int64_t type, void *weights);
 
 // The sum of weights, rounded to the type of the losses, times losses, in float or double. A loss of weight 0 never
 // matters.
-TOPKLOSS_API double topkloss_weighted_sum(const struct topkloss_line *line, const struct topkloss_stretch *stretch,
-                                          int64_t type, const void *losses);
+TOPKLOSS_API double topkloss_weighted_sum(const struct topkloss_line *line, const struct topkloss_groups *groups,
+                                          const struct topkloss_interval *intervals, int64_t type, const void *losses);
 
-// Logits of `samples` times `places` elements and their targets. One of the two inner strides is 1.
+// Logits of `samples` times `positions` elements and their targets. One of the two inner strides is 1.
 struct topkloss_logits {
   const void *logits;
   int64_t type;
-  int64_t samples, classes, places;
-  int64_t sample_stride, class_stride, place_stride;  // in numbers, not bytes
-  const int64_t *targets;                             // (samples, places), contiguous
-  const uint8_t *counts;                              // the same, 0 = does not count; null = by ignore_index alone
-  int64_t ignore_index;
-  const void *class_weight;  // (classes), of the smoothed part; null = 1 each
-  double smoothing;          // in [0, 1]
+  int64_t samples, classes, positions;
+  int64_t sample_stride, class_stride, position_stride;  // in numbers, not bytes
+  const int64_t *targets;                                // (samples, positions), contiguous
+  const uint8_t *counts;                                 // the same, 0 = does not count; null = all count
+  const void *class_weight;                              // (classes), of the smoothed part; null = 1 each
+  double smoothing;                                      // in [0, 1]
   int64_t threads;
 };
 
-// What a forward pass found: how many elements count, whether the score of one is NaN, and the first counted target
-// that is no class (its place in `targets`; -1 = none; the rest is then not to be used).
-struct topkloss_found {
-  int64_t counted, nan, illegal;
-};
+// The loss of each element, 0 where not counted; with smoothing also the scores, which are the losses without it, null
+// where nothing is smoothed. Returns where the first counted target is that is no class (-1 = nowhere; the rest is then
+// not to be used).
+TOPKLOSS_API int64_t topkloss_cross_entropy(const struct topkloss_logits *of, void *losses, void *scores);
 
-// Scores: -log p of the target, -inf where not counted. Losses: the same, smoothed; null where nothing is smoothed.
-TOPKLOSS_API void topkloss_cross_entropy(const struct topkloss_logits *of, void *scores, void *losses,
-                                         struct topkloss_found *found);
-
-// The gradient of the weighted sum of the losses, in the logits' own type and strides; it may be the logits themselves.
-// On the line are the scores, which are -inf where not counted, without a mask.
-TOPKLOSS_API void topkloss_cross_entropy_gradient(const struct topkloss_logits *of, const struct topkloss_line *line,
-                                                  const struct topkloss_stretch *stretch, void *gradient);
+// The gradient of the sum of the losses times grad_output, which has one number for each element in the type of the
+// losses; in the logits' own type and strides, and it may be the logits themselves.
+TOPKLOSS_API void topkloss_cross_entropy_gradient(const struct topkloss_logits *of, const void *grad_output,
+                                                  void *gradient);
 
 #ifdef __cplusplus
 }

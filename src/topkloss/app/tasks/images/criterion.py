@@ -10,7 +10,8 @@ from torch import Tensor
 
 from topkloss.app.tasks.images.config import TrainConfig
 from topkloss.base.processes import WORLD
-from topkloss.criteria.criterion import AverageRankedRangeLoss, AverageTopKLoss, Criterion
+from topkloss.criteria.average import AverageRankedRangeLoss, AverageTopKLoss
+from topkloss.criteria.criterion import Criterion
 from topkloss.criteria.cross_entropy import AverageTopKCrossEntropyLoss
 from topkloss.criteria.mining import OHEMLoss
 from topkloss.losses.elements import CrossEntropy, Elements
