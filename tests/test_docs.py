@@ -19,6 +19,7 @@ from tests.laws import LAWS
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+ROOMS = [ROOT / "benchmarks" / "README.md", ROOT / "src" / "topkloss" / "kernels" / "README.md"]
 MUST_HAVE_EXAMPLES = {
     *("README.md", "CONTRIBUTING.md"),
     *(
@@ -85,7 +86,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *ROOMS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", read(page))):
         if re.match(r"[a-z]+:", target):

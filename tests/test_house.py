@@ -48,6 +48,13 @@ LONGEST_FUNCTION = 60
 # "file" or "file::function" -> why it may be longer.
 LONGER_WITH_REASON: dict[str, str] = {}
 
+# Characters in a line of Markdown, as many as in one of code; and the page -> why its lines may be longer.
+LONGEST_LINE = 120
+LONGER_LINES_WITH_REASON = {
+    "docs/speed.md": "rewritten at the same time",
+    "src/topkloss/kernels/README.md": "rewritten at the same time",
+}
+
 # Public names without an example of their own -> why.
 NO_EXAMPLE = {
     "Selection": "nobody makes one: `topk_select` returns it, and its example shows it",
@@ -196,6 +203,32 @@ def test_no_file_and_no_function_is_too_long() -> None:
     too_long |= {name: lines for file in FILES for name, lines in functions(file) if lines > LONGEST_FUNCTION}
     assert {name: lines for name, lines in too_long.items() if name not in LONGER_WITH_REASON} == {}
     assert LONGER_WITH_REASON.keys() <= too_long.keys(), "no longer too long: take it off the list"
+
+
+def long_lines(text: str) -> list[int]:
+    """The numbers of the lines of Markdown that are too long and could be broken: no table, no code, not one word."""
+    found, fenced = [], False
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.startswith("```"):
+            fenced = not fenced
+        breakable = not fenced and not line.startswith("|") and " " in line.strip()
+        if breakable and len(line) > LONGEST_LINE:
+            found.append(number)
+    return found
+
+
+def test_long_lines_are_found() -> None:
+    words, link = "word " * 30, "x" * 150
+    assert long_lines(f"{words}\n\n| {words} |\n\n{link}\n\n```text\n{words}\n```\n\n- {words}") == [1, 11]
+
+
+def test_no_line_of_markdown_is_too_long() -> None:
+    pages = [page for page in written_by_hand() if page.suffix == ".md"]
+    too_long = {str(page.relative_to(ROOT)): long_lines(page.read_text(encoding="utf-8")) for page in pages}
+    assert {"README.md", "docs/maths.md", "benchmarks/README.md", *LONGER_LINES_WITH_REASON} <= too_long.keys()
+    too_long = {page: lines for page, lines in too_long.items() if lines}
+    assert {page: lines for page, lines in too_long.items() if page not in LONGER_LINES_WITH_REASON} == {}
+    assert LONGER_LINES_WITH_REASON.keys() <= too_long.keys(), "no longer too long: take it off the list"
 
 
 # import

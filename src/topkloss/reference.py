@@ -1,7 +1,7 @@
-"""The same aggregates by ``sorted()`` in Python floats: slow and obvious, the oracle of the tests.
+"""The oracle of the tests: every aggregate by ``sorted()`` in Python floats, slow and obvious.
 
-The functions have the names, keywords and answers of the library's, on flat lists in place of tensors: a line of
-elements from the hardest to the easiest, each as wide as its mass, walked until the wanted mass is reached.
+The functions have the names, keywords and answers of the library, on flat lists in the place of tensors. They walk the
+ranking, the elements from the hardest to the easiest, each as wide as its mass, until the requested mass is reached.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def topk_threshold(
         3.0
     """
     mass = _counted_mass(losses, mask, sample_weight)
-    if _poisoned(losses, mass):
+    if _has_nan(losses, mass):
         return math.nan
     wanted = _capacity(math.fsum(mass), k, fraction)
     return _shares(losses, mass, wanted)[1]
@@ -60,7 +60,7 @@ def topk_weights(
     scores: Sequence[float] | None = None,
     nan_policy: str = "propagate",
 ) -> list[float]:
-    """The weight of each element in the average top-k, or in the ranked range where a drop is given.
+    """The weight of each element in the average top-k loss, or in the ranked range if a drop is given.
 
     Example:
         >>> topk_weights([3.0, 1.0, 2.0, 2.0], k=2)
@@ -94,7 +94,7 @@ def average_top_k(
     scores: Sequence[float] | None = None,
     nan_policy: str = "propagate",
 ) -> float:
-    """The average of the k largest losses.
+    """The average of the k largest losses, by mass.
 
     Example:
         >>> average_top_k([3.0, 1.0, 2.0, 9.0], k=2.5)
@@ -167,7 +167,7 @@ def maximum(
     sample_weight: Sequence[float] | None = None,
     nan_policy: str = "propagate",
 ) -> float:
-    """The largest counted loss; 0 where nothing is counted.
+    """The largest counted loss; 0 if nothing is counted.
 
     Example:
         >>> maximum([1.0, 2.0, 9.0])
@@ -192,7 +192,7 @@ def kth_largest(
     sample_weight: Sequence[float] | None = None,
     nan_policy: str = "propagate",
 ) -> float:
-    """The k-th largest counted loss; 0 where nothing counts.
+    """The k-th largest counted loss; 0 if nothing is counted.
 
     Example:
         >>> kth_largest([3.0, 1.0, 2.0, 9.0], k=2)
@@ -200,7 +200,7 @@ def kth_largest(
     """
     mass = _counted_mass(losses, mask, sample_weight)
     usable = [width > 0 and not math.isnan(loss) for loss, width in zip(losses, mass, strict=True)]
-    if nan_policy != "omit" and _poisoned(losses, mass):
+    if nan_policy != "omit" and _has_nan(losses, mass):
         return math.nan
     return topk_threshold(losses, k=k, fraction=fraction, mask=usable, sample_weight=mass) if any(usable) else 0.0
 
@@ -216,7 +216,7 @@ def average_above(
     scores: Sequence[float] | None = None,
     nan_policy: str = "propagate",
 ) -> float:
-    """The average of what is above a threshold, of the `min_kept` largest where that is less.
+    """The average of the losses above a threshold, or of the `min_kept` largest if fewer are above it.
 
     Example:
         >>> average_above([3.0, 0.1, 0.0, 9.0], threshold=0.36, min_kept=3)
@@ -229,7 +229,7 @@ def average_above(
         mass = [0.0 if bad else width for bad, width in zip(nan, mass, strict=True)]
     above = math.fsum(width for score, width in zip(ranked, mass, strict=True) if score > threshold)
     floor = _capacity(math.fsum(mass), min_kept, min_fraction) if min_kept or min_fraction else 0.0
-    if max(above, floor) == 0 and not _poisoned(losses, mass) and not _poisoned(ranked, mass):
+    if max(above, floor) == 0 and not _has_nan(losses, mass) and not _has_nan(ranked, mass):
         return 0.0
     return average_top_k(losses, k=max(above, floor, 1e-300), sample_weight=mass, scores=scores, nan_policy=nan_policy)
 
@@ -244,7 +244,7 @@ def average_hard_negatives(
     sample_weight: Sequence[float] | None = None,
     nan_policy: str = "propagate",
 ) -> float:
-    """The average over all positives and the hardest negatives.
+    """The average over all positives and the hardest negatives, `ratio` of them for each positive.
 
     Example:
         >>> average_hard_negatives([1.0, 0.5, 4.0, 3.0], [True, False, False, False], ratio=1)
@@ -253,7 +253,7 @@ def average_hard_negatives(
     mass = _counted_mass(losses, mask, sample_weight)
     if nan_policy == "omit":
         mass = [0.0 if math.isnan(loss) else width for loss, width in zip(losses, mass, strict=True)]
-    elif _poisoned(losses, mass):
+    elif _has_nan(losses, mass):
         return average(losses, sample_weight=mass, nan_policy=nan_policy)
     own = [width if positive else 0.0 for width, positive in zip(mass, positives, strict=True)]
     others = [0.0 if positive else width for width, positive in zip(mass, positives, strict=True)]
@@ -274,7 +274,7 @@ def average_top_k_dual(
     sample_weight: Sequence[float] | None = None,
     nan_policy: str = "propagate",
 ) -> float:
-    """The threshold, and the mean excess above it over the fraction.
+    """The dual form of the average top-k loss: the threshold plus the mean excess above it, divided by the fraction.
 
     Example:
         >>> average_top_k_dual([9.0, 7.0, 5.0, 3.0], 5.0, fraction=0.5)
@@ -305,7 +305,7 @@ def average_tilted(
     sample_weight: Sequence[float] | None = None,
     nan_policy: str = "propagate",
 ) -> float:
-    """The log of the mean of the exponentials.
+    """The tilted average: the logarithm of the mean of exp(tilt * loss), divided by the tilt.
 
     Example:
         >>> round(average_tilted([0.0, math.log(3.0)], tilt=1.0), 6), round(math.log(2.0), 6)
@@ -314,7 +314,7 @@ def average_tilted(
     mass = _counted_mass(losses, mask, sample_weight)
     if nan_policy == "omit":
         mass = [0.0 if math.isnan(loss) else width for loss, width in zip(losses, mass, strict=True)]
-    elif _poisoned(losses, mass):
+    elif _has_nan(losses, mass):
         return average(losses, sample_weight=mass, nan_policy=nan_policy)
     powers = [tilt * loss for loss, width in zip(losses, mass, strict=True) if width > 0]
     if not powers or math.isinf(max(powers)):
@@ -328,7 +328,9 @@ def average_tilted(
 def mean_over_groups(
     aggregate: Callable[..., float], losses: Sequence[float], groups: Sequence[int], **given: Any
 ) -> float:
-    """The plain mean, over the groups that count something, of an aggregate of each; lists are shared out likewise.
+    """The plain mean of an aggregate over the groups that count something.
+
+    Lists among the keywords, like `mask`, are divided among the groups as the losses are.
 
     Example:
         >>> mean_over_groups(maximum, [3.0, 1.0, 2.0, 9.0], [0, 0, 0, 1])
@@ -358,12 +360,12 @@ def _counted_mass(
     return [width if counts else 0.0 for counts, width in zip(mask, sample_weight, strict=True)]
 
 
-def _poisoned(losses: Sequence[float], mass: Sequence[float]) -> bool:
+def _has_nan(losses: Sequence[float], mass: Sequence[float]) -> bool:
     return any(math.isnan(loss) for loss, width in zip(losses, mass, strict=True) if width > 0)
 
 
 def _capacity(total: float, count: float | None, fraction: float | None) -> float:
-    """The mass asked for, at most all; a number within 1e-9 of an integer is that integer."""
+    """The requested mass, at most all; a number within 1e-9 of an integer (relative) is that integer."""
     wanted = count if count is not None else fraction * total if fraction is not None else 0.0
     if math.isfinite(wanted) and abs(wanted - round(wanted)) <= 1e-9 * wanted:
         wanted = float(round(wanted))
@@ -371,7 +373,7 @@ def _capacity(total: float, count: float | None, fraction: float | None) -> floa
 
 
 def _shares(scores: Sequence[float], mass: Sequence[float], wanted: float) -> tuple[list[float], float]:
-    """The mass of each element that lies within the `wanted` largest; and the lowest score reached."""
+    """The mass of each element within the `wanted` largest, and the lowest score that was reached."""
     shares = [0.0] * len(scores)
     order = sorted((i for i in range(len(scores)) if mass[i] > 0), key=lambda i: scores[i], reverse=True)
     walked, lowest = 0.0, -math.inf

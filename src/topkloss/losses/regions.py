@@ -1,7 +1,7 @@
 r"""Losses of whole regions: one number per (sample, class), or per sample, for segmentation.
 
-A region loss is not a sum over pixels, so mining pixels under it means nothing; what can be mined are the regions. The
-counts are soft: with p the probabilities, and the pixels of a class c in a sample being those whose target is c,
+A region loss is not a sum over pixels, so pixels cannot be mined under it; regions can. The counts are soft. With the
+probabilities p, and the pixels of class c in a sample being those whose target is c, they are
 
 .. math:: \mathrm{TP} = \sum_{i: y_i = c} p_{ic}, \qquad \mathrm{FN} = \sum_{i: y_i = c} (1 - p_{ic}), \qquad
     \mathrm{FP} = \sum_{i: y_i \ne c} p_{ic}.
@@ -26,21 +26,21 @@ def dice_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, s
 
     .. math:: 1 - \frac{2\,\mathrm{TP} + s}{2\,\mathrm{TP} + \mathrm{FP} + \mathrm{FN} + s}
 
-    A class absent from a sample has, without smoothing, loss 1 as soon as it is predicted at all, and no gradient: it
-    would be mined first and teach nothing. So pass `present_classes` as the mask of the aggregate. With smoothing s its
-    loss is FP / (FP + s), which has a gradient: the absent classes may then be mined too.
+    Without smoothing, a class that is absent from a sample has loss 1 as soon as it is predicted at all, and no
+    gradient: it would be mined first and teach nothing. So pass `present_classes` as the mask of the aggregate. With
+    smoothing s its loss is FP / (FP + s), which has a gradient: absent classes may then be mined too.
 
     Args:
         outputs: Logits, shape (N, C, d1, ...), floating point; p is their softmax over the classes.
         targets: Class indices in [0, C), shape (N, d1, ...), any integer type.
         mask: Bool, shaped like `targets`; True = counts. Outputs and targets elsewhere never matter, NaN and
             illegal classes included, and get no gradient.
-        smoothing: s, in pixels, >= 0; added above and below.
+        smoothing: s, in pixels, >= 0; added to numerator and denominator.
 
     Returns:
         Losses in [0, 1], shape (N, C), float64 for float64 input and float32 otherwise; always finite for finite
-        outputs. A region without pixels, target and prediction both, has loss 0 and gradient 0: the limit of
-        smoothing to 0. "Without" means less than the rounding error of one pixel (1.2e-7 of it in float32).
+        outputs. A region without pixels in target and prediction has loss 0 and gradient 0: the limit for smoothing
+        to 0. "Without" means less than the rounding error of one pixel (1.2e-7 of it in float32).
 
     Raises:
         TypeError: If `targets` are not integers, or `outputs` not floating point, or `mask` not bool.
@@ -54,7 +54,7 @@ def dice_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, s
         >>> dice_loss(outputs, targets)
         tensor([[0.0722, 0.1383, 1.0000]])
 
-        The harder half of the regions that are there:
+        The harder half of the regions that are present:
 
         >>> present = present_classes(targets, classes=3)
         >>> average_top_k(dice_loss(outputs, targets), fraction=0.5, mask=present)
@@ -75,12 +75,12 @@ def tversky_loss(
     mask: Tensor | None = None,
     smoothing: float = 0.0,
 ) -> Tensor:
-    r"""Tversky loss of each class in each sample: Dice with a price for each kind of error.
+    r"""Tversky loss of each class in each sample: Dice loss with a price for each kind of error.
 
     .. math:: 1 - \frac{\mathrm{TP} + s}{\mathrm{TP} + \alpha\,\mathrm{FP} + \beta\,\mathrm{FN} + s}
 
     With both prices 0.5 it is the Dice loss (of twice the smoothing), with both 1 the Jaccard loss. A larger
-    `false_negatives` asks for recall.
+    `false_negatives` favours recall.
 
     Args:
         outputs: See `dice_loss`.
@@ -88,7 +88,7 @@ def tversky_loss(
         false_positives: alpha, >= 0.
         false_negatives: beta, >= 0; not both 0.
         mask: See `dice_loss`.
-        smoothing: s, in pixels, >= 0: as if so many more were right.
+        smoothing: s, in pixels, >= 0: as if this many more pixels were right.
 
     Returns:
         See `dice_loss`.
@@ -117,13 +117,13 @@ def tversky_loss(
 
 
 def generalized_dice_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    r"""Generalized Dice loss of each sample: all its classes in one Dice, rare ones weighing more.
+    r"""Generalized Dice loss of each sample: one Dice loss over all its classes, in which rare classes weigh more.
 
     .. math:: 1 - 2 \frac{\sum_c w_c\,\mathrm{TP}_c}{\sum_c w_c\,(2\,\mathrm{TP}_c + \mathrm{FP}_c + \mathrm{FN}_c)},
         \qquad w_c = \frac{1}{V_c^2}
 
-    where V is the number of pixels of the class in the sample. A class absent from the sample has weight 0, not
-    infinity: what is predicted as it is still wrong for the class it is taken from.
+    where V is the number of pixels of the class in the sample. A class that is absent from the sample has weight 0, not
+    infinity: pixels that are predicted as this class are still errors of their own class.
 
     Args:
         outputs: See `dice_loss`.
@@ -131,8 +131,8 @@ def generalized_dice_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | No
         mask: See `dice_loss`.
 
     Returns:
-        Losses in [0, 1], shape (N,); 0 with gradient 0 for a sample of which no pixel counts. The rest: see
-        `dice_loss`.
+        Losses in [0, 1], shape (N,); 0 with gradient 0 for a sample in which no pixel counts. For dtype and
+        finiteness see `dice_loss`.
 
     Raises:
         TypeError: See `dice_loss`.
@@ -156,11 +156,11 @@ def generalized_dice_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | No
 
 
 def present_classes(targets: Tensor, classes: int, *, mask: Tensor | None = None) -> Tensor:
-    """Which classes have a counted pixel in each sample: the mask to mine regions with.
+    """Which classes have a counted pixel in each sample: the mask with which to mine regions.
 
     Args:
         targets: Class indices in [0, `classes`), shape (N, d1, ...), any integer type.
-        classes: Their number, C.
+        classes: The number of classes, C.
         mask: Bool, shaped like `targets`; True = counts.
 
     Returns:
@@ -168,7 +168,8 @@ def present_classes(targets: Tensor, classes: int, *, mask: Tensor | None = None
 
     Raises:
         TypeError: If `targets` are not integers, or `mask` not bool.
-        ValueError: If shapes do not fit, or a readable counted target is not in [0, C); elsewhere it is passed over.
+        ValueError: If shapes do not fit, or a readable counted target is not in [0, C). Where targets
+            cannot be read without waiting, such a target is ignored.
 
     Example:
         >>> targets = torch.tensor([[0, 0, 2], [1, 1, 255]])
@@ -191,7 +192,7 @@ def present_classes(targets: Tensor, classes: int, *, mask: Tensor | None = None
 
 
 def _labels(targets: Tensor, classes: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Classes, and C, which is none of them, where not counted or illegal; and which samples hold an illegal one."""
+    """The class of each pixel, or C where it is not counted or illegal; and which samples hold an illegal target."""
     labels, illegal = legal_classes(targets, classes, mask)
     nowhere = illegal if mask is None else illegal | ~mask
     return labels.masked_fill(nowhere, classes), illegal.flatten(1).any(dim=1)
@@ -200,7 +201,7 @@ def _labels(targets: Tensor, classes: int, mask: Tensor | None) -> tuple[Tensor,
 def _counts(
     outputs: Tensor, targets: Tensor, mask: Tensor | None, false_positives: float, false_negatives: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """TP, priced errors and number of target pixels, each (N, C); and which samples hold an illegal target, (N,)."""
+    """TP, priced errors and numbers of target pixels, (N, C) each; and which samples hold an illegal target, (N,)."""
     check_logits(outputs, targets, None)
     check_beside("targets", targets, mask=mask)
     if outputs.dim() < 3:
@@ -212,7 +213,7 @@ def _counts(
     labels, illegal = _labels(targets, classes, mask)
     outputs = outputs.to(computing_dtype(outputs))
     if mask is not None:
-        # Here for the gradient, where 0 x NaN is NaN; and below, since the softmax of zeros is not zero.
+        # Masked here for the gradient, where 0 x NaN is NaN; and again below, since the softmax of zeros is not zero.
         outputs = outputs.masked_fill(~mask.unsqueeze(1), 0)
     probabilities = outputs.softmax(dim=1)
     if mask is not None:
@@ -224,7 +225,7 @@ def _counts(
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """Part of the whole, a share without cancellation and never below 0; 0 of nothing, NaN of NaN."""
+    """The ratio of part to whole, without cancellation and never below 0; 0 if the whole is 0, NaN if it is NaN."""
     nothing = whole <= torch.finfo(whole.dtype).eps
     return torch.where(nothing, 0, part / torch.where(nothing, 1, whole))
 

@@ -1,4 +1,4 @@
-"""What an estimator may be asked for, and the sentence that answers anything else."""
+"""Checks of the arguments of an estimator, and the sentences of their errors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from topkloss.tabular.losses import Array
 
 __all__ = ["can_stream", "check_estimator_arguments", "check_magnitude", "check_stream", "masses_of_classes", "resolve"]
 
-# The square of a feature, added up over a row, must not overflow; nor its square again, in a gradient's length.
+# The squares of features, added up over a row, must not overflow; nor their squares again, in the length of a gradient.
 LARGEST = 1e70
 
 
 def check_estimator_arguments(estimator: Any, losses: Collection[str]) -> None:
-    """All of them but the data, before anything is computed."""
+    """Checks all arguments of an estimator but the data, before anything is computed."""
     check_word("loss", estimator.loss, *losses, hint=f'The usual one is loss="{next(iter(losses))}".')
     check_word("solver", estimator.solver, "auto", "newton", "lbfgs", hint='To have it chosen pass solver="auto".')
     if estimator.k is not None or estimator.fraction is not None:
@@ -45,7 +45,7 @@ def check_estimator_arguments(estimator: Any, losses: Collection[str]) -> None:
 
 
 def can_stream(estimator: Any) -> bool:
-    """Whether there is a `partial_fit`: for a share of an unknown mass, and nothing left out."""
+    """Whether an estimator has `partial_fit`: it must average a fraction, drop nothing, and have no l1 penalty."""
     if estimator.k is not None:
         raise AttributeError(
             "`partial_fit` needs `fraction` in the place of `k`, because it does not know the mass of all examples; "
@@ -64,7 +64,7 @@ def can_stream(estimator: Any) -> bool:
 
 
 def check_stream(estimator: Any, total: float | None) -> None:
-    """The rest of what `partial_fit` may be asked for."""
+    """Checks `total` and the class weights of `partial_fit`."""
     if total is not None and not 0 < real_number("total", total) < math.inf:
         raise ValueError(f"`total` must satisfy 0 < total < inf; got {total}. Without weights pass the number of rows.")
     begun = [stream.total for stream in getattr(estimator, "_streams", [])]
@@ -80,7 +80,7 @@ def check_stream(estimator: Any, total: float | None) -> None:
 
 
 def check_magnitude(features: Any) -> None:
-    """Features whose squares can be added up."""
+    """Checks that the squares of the features can be added up."""
     low, high = min_max_axis(features, axis=0) if hasattr(features, "tocsr") else (features.min(0), features.max(0))
     most = max(abs(float(np.min(low))), abs(float(np.max(high))))
     if most > LARGEST:
@@ -108,7 +108,7 @@ def masses_of_classes(class_weight: Any, classes: Any, targets: Any, mass: Array
 
 
 def resolve(estimator: Any, total: float) -> tuple[float, float]:
-    """The mass that is averaged and the mass that is dropped before, of a whole mass."""
+    """The mass that is averaged and the mass that is dropped first, out of a total mass."""
     whole = torch.tensor(total, dtype=torch.float64)
     asked = (estimator.k, estimator.fraction)
     k = total if asked == (None, None) else float(requested_mass(whole, *asked))

@@ -1,4 +1,4 @@
-"""The same estimators, which choose fraction and C themselves, by cross-validation along warm-started paths."""
+"""Estimators that choose fraction and C themselves, by cross-validation along warm-started paths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 def _search(search: Any, model: Any, features: Any, targets: Any, sample_weight: Any) -> Any:
-    """The model with the best fraction and C, fitted to all examples; what was found is stored in the search."""
+    """The model with the best fraction and C, not yet fitted; the scores and the choice are stored in the search."""
     for fraction in search.fractions:
         check_k(None, fraction)
     if len(search.fractions) == 0 or len(search.Cs) == 0:
@@ -38,7 +38,7 @@ def _search(search: Any, model: Any, features: Any, targets: Any, sample_weight:
     scorer = check_scoring(model, scoring=search.scoring)
     scores = np.array([_paths(search, model, scorer, features, targets, weight, fold) for fold in folds])
     means = scores.mean(axis=0)
-    # of equally good ones the largest fraction, then the strongest penalty: the plainest model
+    # Of equally good choices, the largest fraction and then the strongest penalty: the plainest model.
     best = max(np.ndindex(means.shape), key=lambda at: (means[at], search.fractions[at[0]], -search.Cs[at[1]]))
     search.scores_ = scores
     search.fraction_, search.C_ = float(search.fractions[best[0]]), float(search.Cs[best[1]])
@@ -48,9 +48,9 @@ def _search(search: Any, model: Any, features: Any, targets: Any, sample_weight:
 def _paths(
     search: Any, model: Any, scorer: Any, features: Any, targets: Any, weight: Array | None, fold: tuple[Any, Any]
 ) -> Array:
-    """The score on the held-out part of each (fraction, C); each C begins at the model of the one below."""
+    """The held-out score of each (fraction, C) in one fold; each C starts from the model of the next smaller C."""
     train, held_out = fold
-    own = {} if weight is None else {"sample_weight": weight[train]}
+    fitted = {} if weight is None else {"sample_weight": weight[train]}
     judged = {} if weight is None else {"sample_weight": weight[held_out]}
     known, unknown = ((_safe_indexing(features, rows), _safe_indexing(targets, rows)) for rows in fold)
     scores = np.empty((len(search.fractions), len(search.Cs)))
@@ -59,13 +59,13 @@ def _paths(
         for column in np.argsort(search.Cs):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="`fraction` = .* is too small")
-                path.set_params(C=search.Cs[column]).fit(*known, **own)
+                path.set_params(C=search.Cs[column]).fit(*known, **fitted)
             scores[row, column] = scorer(path, *unknown, **judged)
     return scores
 
 
 def _adopt(search: Any, model: Any) -> None:
-    """What the model learned."""
+    """Stores what the model learned in the search."""
     for name, value in vars(model).items():
         if name.endswith("_") and not name.startswith("_"):
             setattr(search, name, value)
@@ -76,23 +76,23 @@ class AverageTopKClassifierCV(LinearClassifier):
 
     Args:
         loss: See `AverageTopKClassifier`.
-        fractions: Those tried, each in (0, 1]; keep 1, the plain model, among them.
-        Cs: Those tried, each > 0.
-        cv: Folds, as `sklearn.model_selection.check_cv` takes them.
-        scoring: As `sklearn.metrics.check_scoring` takes it. Default: accuracy, which is blind to rare classes.
+        fractions: The fractions to try, each in (0, 1]; keep 1, the plain model, among them.
+        Cs: The values of C to try, each > 0.
+        cv: The folds, as `sklearn.model_selection.check_cv` takes them.
+        scoring: The score, as `sklearn.metrics.check_scoring` takes it. Default: accuracy, which is blind to rare
+            classes.
         l1_ratio, fit_intercept, penalize_intercept, class_weight, solver, tol, max_iter: See
             `AverageTopKClassifier`.
 
     Attributes:
-        fraction_, C_: Those chosen; of equally good ones the largest fraction, then the smallest C.
-        scores_: Shape (folds, fractions, Cs).
-        classes_, coef_, intercept_, threshold_, dual_gap_, n_iter_: Of the model fitted to all examples; see
+        fraction_, C_: The chosen values; of equally good ones the largest fraction, then the smallest C.
+        scores_: The held-out scores, shape (folds, fractions, Cs).
+        classes_, coef_, intercept_, threshold_, dual_gap_, n_iter_: Attributes of the model fitted to all examples; see
             `AverageTopKClassifier`.
 
     Example:
         >>> import numpy as np
-        >>> chance = np.random.default_rng(0)
-        >>> features = chance.normal(size=(60, 2))
+        >>> features = np.random.default_rng(0).normal(size=(60, 2))
         >>> labels = features[:, 0] > 0
         >>> search = AverageTopKClassifierCV(fractions=[1.0, 0.5], Cs=[1.0, 10.0], cv=3).fit(features, labels)
         >>> search.scores_.shape
@@ -154,7 +154,7 @@ class AverageTopKRegressorCV(LinearRegressor):
 
     Attributes:
         fraction_, C_, scores_: See `AverageTopKClassifierCV`.
-        coef_, intercept_, threshold_, dual_gap_, n_iter_: Of the model fitted to all examples; see
+        coef_, intercept_, threshold_, dual_gap_, n_iter_: Attributes of the model fitted to all examples; see
             `AverageTopKRegressor`.
 
     Example:

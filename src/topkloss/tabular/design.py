@@ -1,4 +1,4 @@
-"""The table of features as a solver sees it: dense or sparse, with or without a column of ones, never copied whole."""
+"""The table of features as a solver sees it: dense or sparse, with or without a column of ones, never copied."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from topkloss.tabular.losses import Array
 
 __all__ = ["Design"]
 
-# Numbers in one block of rows: what is scaled or converted to float64 at a time.
+# Numbers in one block of rows, which is scaled or converted to float64 at a time.
 BLOCK = 2**20
 
 
 class Design:
-    """Features X, shape (n, d), and a column of ones behind them where there is an intercept.
+    """The features X, shape (n, d), followed by a column of ones where there is an intercept.
 
-    Coefficients have the shape (d or d + 1, m), the intercepts in the last row. Whatever is float32 is computed with in
-    float64, block by block.
+    Coefficients have the shape (d or d + 1, m), with the intercepts in the last row. Products with float32 features are
+    computed in float64, block by block.
     """
 
     def __init__(self, features: Any, *, intercept: bool) -> None:
@@ -31,11 +31,11 @@ class Design:
         self.unknowns = self.columns + intercept
 
     def every(self, step: int) -> Design:
-        """The design of every `step`-th row."""
+        """A design of every `step`-th row."""
         return Design(self.features[::step], intercept=self.intercept)
 
     def outputs(self, coefficients: Array) -> Array:
-        """X w + b, shape (n, m)."""
+        """The outputs X w + b, shape (n, m)."""
         weights = coefficients[: self.columns]
         if self.sparse or self.features.dtype == np.float64:
             found: Array = self.features @ weights
@@ -44,7 +44,7 @@ class Design:
         return found + coefficients[-1] if self.intercept else found
 
     def adjoint(self, duals: Array) -> Array:
-        """The transpose of `outputs`: duals of shape (n, m) to coefficients."""
+        """The transpose of `outputs`: from duals of shape (n, m) to the shape of the coefficients."""
         if self.sparse or self.features.dtype == np.float64:
             found: Array = self.features.T @ duals
         else:
@@ -54,7 +54,7 @@ class Design:
         return np.vstack([found, duals.sum(axis=0)]) if self.intercept else found
 
     def gram(self, left: Array, right: Array | None = None) -> Array:
-        """Sum over the rows x of `left` x x'; only rows where `left` is not 0 are read.
+        """The sum over the rows x of `left` x x'; only rows where `left` is not 0 are read.
 
         Args:
             left: Factor of each row, shape (n,), >= 0 without `right`.
@@ -85,7 +85,7 @@ class Design:
         return total
 
     def squared_norms(self) -> Array:
-        """Of each row, the ones left out."""
+        """The squared length of each row, without the column of ones."""
         if self.sparse:
             return np.asarray(self.features.multiply(self.features).sum(axis=1), dtype=np.float64).ravel()
         return np.concatenate([np.einsum("ij,ij->i", block, block) for _, block in self._blocks()])
@@ -98,10 +98,10 @@ class Design:
 
     def _sparse_gram(self, factor: Array) -> Array:
         some = factor != 0
-        part, factor = (self.features, factor) if some.all() else (self.features[some], factor[some])
-        weighted = part.multiply(factor[:, None]).tocsr()
+        rows, factor = (self.features, factor) if some.all() else (self.features[some], factor[some])
+        weighted = rows.multiply(factor[:, None]).tocsr()
         total = np.zeros((self.unknowns, self.unknowns))
-        total[: self.columns, : self.columns] = (part.T @ weighted).toarray()
+        total[: self.columns, : self.columns] = (rows.T @ weighted).toarray()
         if self.intercept:
             total[-1, : self.columns] = total[: self.columns, -1] = np.asarray(weighted.sum(axis=0)).ravel()
             total[-1, -1] = factor.sum()

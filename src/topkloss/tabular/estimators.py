@@ -2,10 +2,10 @@ r"""The average top-k loss of linear models, under scikit-learn's conventions.
 
 .. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \qquad S = \sum_i s_i
 
-averages the k largest losses by mass, s the sample weights times the class weights. C is scikit-learn's: at fraction 1
-the objective times C S is its C sum s l + |w|^2 / 2, so that `AverageTopKClassifier(C=C)` is `LogisticRegression(C=C)`,
-with loss "hinge" or "squared_hinge" and a penalised intercept `LinearSVC(C=C)`, and `AverageTopKRegressor(C=C)` is
-`Ridge(alpha=1 / (2 * C))`. The C of the paper is C S.
+averages the k largest losses by mass, where s are the sample weights times the class weights. C is scikit-learn's: at
+fraction 1 the objective times C S is its C sum s l + |w|^2 / 2. So `AverageTopKClassifier(C=C)` is
+`LogisticRegression(C=C)`, or `LinearSVC(C=C)` with the loss "hinge" or "squared_hinge" and a penalised intercept, and
+`AverageTopKRegressor(C=C)` is `Ridge(alpha=1 / (2 * C))`. The C of the paper is C S.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ class AverageTopKClassifier(LinearClassifier):
 
     .. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \quad S = \sum_i s_i
 
-    With two classes, or one against the rest for each class; with loss "softmax" all classes together.
+    More than two classes are fitted one against the rest, or all together with the loss "softmax".
 
     Args:
         loss: "logistic", "hinge", "squared_hinge" or "softmax". With "hinge" k is another C and adds no classifier.
-        k: Mass that is averaged, > 0, real; above S it means all.
-        fraction: `k` as a share of S, in (0, 1]. At most one of the two; default all: the plain model.
-        drop: Mass of the largest losses left out first, >= 0: the ranked range, a stationary point of it.
-        drop_fraction: `drop` as a share of S. At most one of the two; default none.
-        C: Strength of the losses against the penalty, > 0; at fraction 1 that of scikit-learn.
-        l1_ratio: Share of the absolute values in the penalty, (1 - l1_ratio) |w|^2 / 2 + l1_ratio |w|_1, in [0, 1).
+        k: The mass that is averaged, > 0, real; above S it means all.
+        fraction: `k` as a fraction of S, in (0, 1]. At most one of the two; by default all, which is the plain model.
+        drop: The mass of the largest losses that is left out first, >= 0: a stationary point of the ranked range.
+        drop_fraction: `drop` as a fraction of S. At most one of the two; by default nothing is left out.
+        C: The strength of the losses against the penalty, > 0; at fraction 1 that of scikit-learn.
+        l1_ratio: The ratio of absolute values in the penalty, (1 - l1_ratio) |w|^2 / 2 + l1_ratio |w|_1, in [0, 1).
         fit_intercept: Whether there is an intercept.
         penalize_intercept: Whether the penalty includes it, as in `LinearSVC`.
-        class_weight: Weight of each class as a dict, or "balanced"; a factor of the mass of its examples.
+        class_weight: The weight of each class as a dict, or "balanced": a factor of the mass of its examples.
         solver: "newton" (a square matrix of all coefficients), "lbfgs", or "auto".
-        tol: Relative error of the coefficients that the certificate must show: sqrt(2 C S gap / (1 - l1_ratio)) <=
+        tol: The relative error of the coefficients that the certificate must prove: sqrt(2 C S gap / (1 - l1_ratio)) <=
             tol |w|.
-        max_iter: Steps of the solver, for each problem.
-        warm_start: Begin from the coefficients of the fit before.
+        max_iter: The most steps of the solver, for each problem.
+        warm_start: Whether to start from the coefficients of the last fit.
 
     Attributes:
         classes_: The labels.
-        coef_: Shape (1, d) for two classes, (classes, d) for more.
-        intercept_: Shape (1,) or (classes,).
-        threshold_: The k-th largest loss, of each problem: what is above it is averaged.
-        dual_gap_: Of each problem: the objective is at most this much above its optimum; with a drop, above that of
-            all models with the same examples dropped.
-        n_iter_: Steps taken, of each problem.
+        coef_: The coefficients, shape (1, d) for two classes, (classes, d) for more.
+        intercept_: The intercepts, shape (1,) or (classes,).
+        threshold_: The k-th largest loss of each problem: losses above it are averaged.
+        dual_gap_: How far the objective of each problem may be above its optimum, at most; with a drop, above the
+            optimum of all models that drop the same examples.
+        n_iter_: The steps taken for each problem.
         n_features_in_, feature_names_in_: As in scikit-learn.
 
     Example:
@@ -102,7 +102,7 @@ class AverageTopKClassifier(LinearClassifier):
         self.warm_start = warm_start
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Finds the coefficients.
+        """Fits the classifier.
 
         Args:
             X: Features, dense or sparse, shape (n, d), finite.
@@ -127,21 +127,21 @@ class AverageTopKClassifier(LinearClassifier):
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, *, total: float | None = None
     ) -> Self:
-        """Takes in one chunk of examples that are more than memory holds; see `topkloss.tabular.stream`.
+        """Takes in one chunk of a table that is larger than memory; see `topkloss.tabular.stream`.
 
-        The objective is that of `fit`, of all examples so far; after a `fit` the first call begins anew. A chunk is not
-        kept: a parabola is left of its losses. So the coefficients are near the optimum but not certified, and there is
-        no `dual_gap_`. Chunks should have several times as many rows as X has columns.
+        The objective is that of `fit` for all examples so far; after a `fit` the first call starts again. A chunk is
+        not kept: a parabola replaces its losses. So the coefficients are near the optimum but not certified, and there
+        is no `dual_gap_`. Chunks should have several times as many rows as X has columns.
 
-        Cost: three to ten of Newton's steps on the chunk, and (d + 1)^2 numbers kept for each problem, of all classes
-        together with "softmax".
+        Cost: three to ten Newton steps on the chunk, and (d + 1)^2 numbers kept for each problem; with "softmax"
+        (m (d + 1))^2 numbers for all m classes together.
 
         Args:
-            X, y, sample_weight: Of the chunk; see `fit`.
-            classes: All labels that will ever come; needed at the first call, unless `fit` saw them.
-            total: Mass of all examples, without weights their number, where each will be passed more than once: every
-                pass then brings the coefficients nearer to those of `fit`. Needed at the first call. Default: what is
-                passed twice has weight 2.
+            X, y, sample_weight: The chunk; see `fit`.
+            classes: All labels that will ever be passed; needed at the first call, unless `fit` saw them.
+            total: The mass of all examples (without weights, their number), if each will be passed more than once:
+                every pass then brings the coefficients nearer to those of `fit`. Needed at the first call. By default
+                an example that is passed twice has weight 2.
         """
         check_estimator_arguments(self, CLASSIFICATION)
         first = not hasattr(self, "_streams")
@@ -161,7 +161,7 @@ class AverageTopKClassifier(LinearClassifier):
         return self
 
     def _merge(self) -> None:
-        """Two outputs of which only the difference matters are one."""
+        """Replaces two outputs of which only the difference matters by one."""
         if self.loss == "softmax" and len(self.classes_) == 2:
             self.coef_, self.intercept_ = np.diff(self.coef_, axis=0), np.diff(self.intercept_)
 
@@ -179,21 +179,21 @@ class AverageTopKRegressor(LinearRegressor):
     .. math:: \min_{w, b}\ \frac1k \sum_{i \le k} s_{[i]} \ell_{[i]} + \frac{|w|^2}{2\, C S}, \quad S = \sum_i s_i
 
     Args:
-        loss: "squared", (z - y)^2 without a half; "absolute"; "huber", (z - y)^2 / 2 up to `delta` and a line beyond.
+        loss: "squared", (z - y)^2 without a half; "absolute"; "huber", (z - y)^2 / 2 up to `delta` and linear beyond.
         k, fraction, drop, drop_fraction, C, l1_ratio, fit_intercept, penalize_intercept, solver, tol, max_iter,
             warm_start: See `AverageTopKClassifier`.
-        delta: Where the Huber loss becomes a line, > 0, in units of y.
+        delta: The error beyond which the Huber loss is linear, > 0, in units of y.
 
     Attributes:
-        coef_: Shape (d,).
-        intercept_: A number.
+        coef_: The coefficients, shape (d,).
+        intercept_: The intercept, a number.
         threshold_, dual_gap_, n_iter_: Numbers; see `AverageTopKClassifier`.
 
     Example:
         >>> import numpy as np
         >>> features = np.array([[0.0], [1.0], [2.0], [3.0]])
         >>> model = AverageTopKRegressor("absolute", k=1, C=1e4).fit(features, [0.0, 1.0, 2.0, 7.0])
-        >>> model.predict(features).round(3)  # the maximum of the errors is least
+        >>> model.predict(features).round(3)  # the smallest possible maximum of the errors
         array([-1.333,  1.   ,  3.333,  5.667])
 
     Cost, Reference: See `AverageTopKClassifier`.
@@ -233,7 +233,7 @@ class AverageTopKRegressor(LinearRegressor):
         self.warm_start = warm_start
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Finds the coefficients.
+        """Fits the regression.
 
         Args:
             X: Features, dense or sparse, shape (n, d), finite.
@@ -247,7 +247,7 @@ class AverageTopKRegressor(LinearRegressor):
 
     @available_if(can_stream)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, *, total: float | None = None) -> Self:
-        """Takes in one chunk of examples that are more than memory holds; see `AverageTopKClassifier.partial_fit`."""
+        """Takes in one chunk of a table that is larger than memory; see `AverageTopKClassifier.partial_fit`."""
         check_stream(self, total)
         task, X, mass = self._prepare(X, y, sample_weight, reset=not hasattr(self, "_streams"))
         self._feed(X, [task], mass, total)
@@ -255,7 +255,7 @@ class AverageTopKRegressor(LinearRegressor):
         return self
 
     def _prepare(self, features: Any, targets: Any, sample_weight: Any, *, reset: bool = True) -> tuple[Task, Any, Any]:
-        """Checked data, and the problem that they make."""
+        """The problem that the data make, the checked features, and the masses."""
         check_estimator_arguments(self, REGRESSION)
         if not 0 < self.delta < np.inf:
             raise ValueError(f"`delta` must satisfy 0 < delta < inf; got {self.delta}. Pass a usual error.")
@@ -264,7 +264,7 @@ class AverageTopKRegressor(LinearRegressor):
         return Task(loss, targets.astype(np.float64, copy=False)), features, mass
 
     def _flatten(self, *names: str) -> None:
-        """One problem: its row, and numbers."""
+        """Replaces the arrays over problems by the row or number of the only problem."""
         for name in names:
             only = getattr(self, name)[0]
             setattr(self, name, only if name == "coef_" else only.item())

@@ -1,9 +1,9 @@
-r"""Whether no weights at all are as good as it gets: a proof that they are, or a model that beats it.
+r"""The decision whether the zero model is optimal: a proof that it is, or a model that beats it.
 
-At w = 0 the optimum is one of the linearised losses, and a matter of the shares alone: 0 is optimal where some p of the
-capped simplex has :math:`X^T \theta = 0` (with an l1 penalty: at most c in size). The nearest such p to equal shares is
-the solution of one smoothed problem that is so sharp that w is next to nothing; where there is none its w grows until
-the objective is better than at 0.
+At w = 0 only the linearised losses matter, so the optimum depends on the shares alone: 0 is optimal if some p of the
+capped simplex has :math:`X^T \theta = 0` (with an l1 penalty: at most c in size). Of these, the p nearest to equal
+shares solves one smoothed problem, which is so sharp that its w is next to nothing. If there is no such p, the w of
+that problem grows until its objective is better than at 0.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ ROUNDING = 4e-15
 # How sharp the smoothed problem is, in units of cap / loss.
 SHARP = 1e6
 
-# Steps of Newton, and of L-BFGS, until nothing is decided.
+# The most steps of Newton, and of L-BFGS; after them the question is left undecided.
 STEPS, MORE_STEPS = 25, 200
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What is known of the zero model.
+    """What is known about the zero model.
 
     Attributes:
-        optimal: Whether it is optimal; None where that was not decided.
-        smoothed: The problem in which it was searched.
-        point: Where the search ended.
-        steps: Taken.
-        model: It and its certificate, where it is optimal.
+        optimal: Whether the zero model is optimal; None if that was not decided.
+        smoothed: The smoothed problem in which the decision was sought.
+        point: The point at which the search ended.
+        steps: The number of steps that were taken.
+        model: The zero model and its certificate, if it is optimal.
     """
 
     optimal: bool | None
@@ -52,15 +52,16 @@ class Decision:
 def decide(
     problem: Problem, constant: Array, direction: Direction, *, tol: float, start: Array | None = None
 ) -> Decision:
-    """Whether the zero model is optimal.
+    """Decides whether the zero model is optimal.
 
     Args:
         problem: The problem.
         constant: Its best model without weights, shape of the coefficients.
         direction: One of `topkloss.tabular.directions`.
         tol: See `topkloss.tabular.proximal.solve`.
-        start: Where this ended for a part of the rows.
+        start: The coefficients at which the decision for some of the rows ended.
     """
+    # 1. One smoothed problem, so sharp that its weights are next to nothing, around equal shares.
     design = problem.design
     here = constant if start is None else np.vstack([start[: design.columns], constant[design.columns :]])
     nothing = problem.objective(constant)
@@ -70,10 +71,12 @@ def decide(
     centre = np.zeros(design.rows) if problem.loss.signed else np.full(design.rows, 1.0 / problem.mass.sum())
     length = math.sqrt(float(norms.mean()) / max(1, design.columns))
     smoothed = Smoothed(problem, centre, sigma, np.zeros(problem.shape), problem.l1 * length * sigma / problem.cap)
+    # 2. The point to start from, with the mean loss as a guess of its level.
     outputs = design.outputs(here)
     level = max(float(problem.mass @ problem.loss.value(outputs, problem.targets)) / float(problem.mass.sum()), 0.0)
     point = smoothed.at(here, smoothed.look(outputs, level))
     most = MORE_STEPS if isinstance(direction, LimitedMemory) else STEPS
+    # 3. Step towards its minimum, until the shares prove that the zero model is optimal or the model beats it.
     for steps in range(most):
         model = zero_model(problem, point, constant, tol, norms)
         if model is not None:
@@ -89,28 +92,31 @@ def decide(
 def zero_model(
     problem: Problem, point: Point, constant: Array, tol: float, norms: Array
 ) -> tuple[Array, Certificate] | None:
-    """A model without weights and its certificate, where the shares of a point prove that nothing is better.
+    """The zero model and its certificate, or None if the shares of a point do not prove that it is optimal.
 
-    The optimum then is no farther from 0 than a small part of what slopes of random directions would add up to, and no
-    better than by a small part of the objective.
+    Proved means: the optimum is no farther from 0 than a small part of the length to which slopes in random directions
+    would add up, and its objective is better by no more than a small part.
 
     Args:
         problem: The problem.
-        point: Any.
+        point: Any point of a smoothed problem.
         constant: The model without weights, shape of the coefficients.
         tol: The small part.
-        norms: Squares of the lengths of the rows of the features.
+        norms: The squared lengths of the rows of the features.
     """
+    # 1. The length to which slopes in random directions would add up, as weights.
     columns, penalised = problem.design.columns, problem.design.intercept and problem.penalised
     slopes = (problem.mass * point.shares) ** 2 * (point.slopes**2).sum(axis=1)
-    chance = problem.strength * math.sqrt(float(slopes @ (norms + float(penalised))))
+    typical = problem.strength * math.sqrt(float(slopes @ (norms + float(penalised))))
+    # 2. Cheap, and enough to say no: the weights that the gradient at 0, beyond what l1 holds, asks for.
     pull = (point.gradient - problem.penalties * point.coefficients - point.holds)[:columns]
     excess = np.maximum(np.abs(pull) - problem.l1, 0.0)
-    if problem.strength * float(np.linalg.norm(excess)) > 2 * tol * chance:
+    if problem.strength * float(np.linalg.norm(excess)) > 2 * tol * typical:
         return None
+    # 3. The certificate of the zero model with these shares bounds its distance to the optimum.
     outputs = np.zeros_like(point.outputs) + (constant[-1] if problem.design.intercept else 0.0)
     certificate = problem.certify(constant, outputs, point.shares)
     far = math.sqrt(2 * problem.strength * certificate.gap)
-    if far > tol * chance or certificate.gap > max(tol**2, ROUNDING) * certificate.objective:
+    if far > tol * typical or certificate.gap > max(tol**2, ROUNDING) * certificate.objective:
         return None
     return constant, certificate

@@ -1,4 +1,4 @@
-"""What the linear models share: from checked data to coefficients, and from coefficients to predictions."""
+"""Base classes of the linear models: from checked data to coefficients, and from coefficients to predictions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["LinearClassifier", "LinearRegressor", "Task"]
 
 @dataclass(frozen=True)
 class Task:
-    """One problem of an estimator: its loss, targets, and how many outputs."""
+    """One problem of an estimator: its loss, its targets, and its number of outputs."""
 
     loss: Loss
     targets: Array
@@ -35,10 +35,10 @@ class Task:
 
 
 class _Linear(BaseEstimator):
-    """What the classifier and the regressor share: from checked data to coefficients."""
+    """Base of the classifier and the regressor: from checked data to coefficients."""
 
     def _read(self, features: Any, targets: Any, sample_weight: Any, **checks: Any) -> tuple[Any, Any, Array]:
-        """The examples that count: features, targets, masses."""
+        """The examples with mass: their features, targets and masses."""
         features, targets = validate_data(
             self, features, targets, accept_sparse=["csr", "csc"], dtype=[np.float64, np.float32], **checks
         )
@@ -77,7 +77,7 @@ class _Linear(BaseEstimator):
         self.dual_gap_ = np.array([one.certificate.gap for one in solutions])
 
     def _start(self, number: int, outputs: int, columns: int) -> Array | None:
-        """Coefficients of the fit before, where asked for and of the right shape."""
+        """The coefficients of the last fit, if they are asked for and have the right shape."""
         coefficients = np.atleast_2d(getattr(self, "coef_", np.empty((0, 0))))
         rows = slice(number, number + 1) if outputs == 1 else slice(None)
         if not self.warm_start or coefficients[rows].shape != (outputs, columns):
@@ -96,20 +96,20 @@ class _Linear(BaseEstimator):
             )
         if solution.zero and not ranked and problem.k < float(problem.mass.sum()) and np.ptp(problem.targets) > 0:
             fraction = smallest_fraction(problem)
-            way_out = (
+            hint = (
                 "No fraction has another optimum."
                 if fraction is None
                 else f"The smallest fraction for which it is not is about {fraction:.2g}."
             )
             warnings.warn(
                 f"`fraction` = {problem.k / float(problem.mass.sum()):.3g} is too small for these data: the optimum is "
-                f"to predict the same for every example, with all coefficients 0. {way_out}",
+                f"to predict the same for every example, with all coefficients 0. {hint}",
                 UserWarning,
                 stacklevel=4,
             )
 
     def _store(self, learned: list[tuple[Array, float, int]], columns: int) -> None:
-        """Coefficients, threshold and number of steps of each problem."""
+        """Stores the coefficients, threshold and number of steps of each problem."""
         models, thresholds, steps = zip(*learned, strict=True)
         self.coef_ = np.hstack([one[:columns] for one in models]).T
         self.intercept_ = np.zeros(len(self.coef_))
@@ -166,10 +166,10 @@ def _gives_probabilities(estimator: Any) -> bool:
 
 
 class LinearClassifier(ClassifierMixin, _Linear):
-    """From outputs to labels and probabilities."""
+    """Base of the classifiers: from outputs to labels and probabilities."""
 
     def decision_function(self, X: Any) -> Array:
-        """Outputs, shape (n,) for two classes, where > 0 is the second; (n, classes) for more."""
+        """The outputs: shape (n,) for two classes, where > 0 means the second; (n, classes) for more."""
         outputs = self._outputs(X)
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
@@ -181,7 +181,7 @@ class LinearClassifier(ClassifierMixin, _Linear):
 
     @available_if(_gives_probabilities)
     def predict_proba(self, X: Any) -> Array:
-        """Probabilities, shape (n, classes): of the losses that were averaged, not of the population.
+        """The probabilities, shape (n, classes): of the losses that were averaged, not of the population.
 
         Below fraction 1 they are tilted towards one half, because easy examples were left out: calibrate them, e.g. by
         `sklearn.calibration.CalibratedClassifierCV`, where their values matter.
@@ -191,8 +191,8 @@ class LinearClassifier(ClassifierMixin, _Linear):
             positive: Array = expit(outputs)
             return np.column_stack([expit(-outputs), positive])
         if self.loss == "softmax":
-            chances: Array = softmax(outputs, axis=1)
-            return chances
+            probabilities: Array = softmax(outputs, axis=1)
+            return probabilities
         each = expit(outputs)
         total = each.sum(axis=1, keepdims=True)
         alike: Array = np.where(total > 0, each / np.where(total > 0, total, 1.0), 1.0 / each.shape[1])
@@ -200,14 +200,14 @@ class LinearClassifier(ClassifierMixin, _Linear):
 
     @available_if(_gives_probabilities)
     def predict_log_proba(self, X: Any) -> Array:
-        """Logarithms of `predict_proba`."""
-        chances: Array = np.log(np.maximum(self.predict_proba(X), np.finfo(np.float64).tiny))
-        return chances
+        """The logarithms of `predict_proba`."""
+        logarithms: Array = np.log(np.maximum(self.predict_proba(X), np.finfo(np.float64).tiny))
+        return logarithms
 
 
 class LinearRegressor(RegressorMixin, _Linear):
-    """The output is the prediction."""
+    """Base of the regressors: the output is the prediction."""
 
     def predict(self, X: Any) -> Array:
-        """Shape (n,)."""
+        """The predictions, shape (n,)."""
         return self._outputs(X)

@@ -1,4 +1,4 @@
-r"""The individual losses of linear models, as a solver needs them: a linear *piece* or a smooth curve.
+r"""The element losses of linear models, as a solver needs them: a linear *piece* or a smooth curve.
 
 Each loss is written as what the dual variables multiply. For a smooth loss that is the loss itself. A loss with a kink
 is a maximum of linear pieces, and the dual chooses among them, so the solver never meets the kink:
@@ -35,11 +35,14 @@ Array = NDArray[np.float64]
 
 
 class Loss(Protocol):
-    """What a solver asks of a loss. Targets are -1 and 1, class numbers for `Softmax`, real numbers for regression."""
+    """The questions of a solver to a loss.
+
+    Targets are -1 and 1, class numbers for `Softmax`, real numbers for regression. m is the number of outputs.
+    """
 
     signed: bool
-    """Whether the loss is the absolute value of its piece, so that dual variables may be negative; else it is the piece
-    where that is positive."""
+    """Whether the loss is the absolute value of its piece, so that dual variables may be negative. Otherwise the loss
+    is the positive part of its piece."""
 
     kinked: bool
     """Whether the piece is linear."""
@@ -48,20 +51,20 @@ class Loss(Protocol):
         """The losses, shape (n,)."""
 
     def piece(self, outputs: Array, targets: Array) -> Array:
-        """What the dual variables multiply, shape (n,): the loss, or a linear piece of it."""
+        """The piece that the dual variables multiply, shape (n,): the loss, or a linear piece of it."""
 
     def slope(self, outputs: Array, targets: Array) -> Array:
-        """Gradient of the piece in the outputs, shape (n, m)."""
+        """The gradient of the piece with respect to the outputs, shape (n, m)."""
 
     def curvature(self, outputs: Array, targets: Array) -> Array:
-        """Second derivative of the piece, shape (n,), or (n, m, m) for m > 1."""
+        """The second derivative of the piece, shape (n,), or (n, m, m) for m > 1."""
 
     def conjugate(self, slopes: Array, targets: Array) -> Array:
-        """Sup over z of <slope, z> - loss(z), shape (n,); infinite where the slope is none that the loss can have."""
+        """The supremum over z of <slope, z> - loss(z), shape (n,); infinite where the loss cannot have that slope."""
 
 
 class _Smooth:
-    """A differentiable loss is its own piece."""
+    """Base of the differentiable losses: the piece is the loss itself."""
 
     signed = kinked = False
 
@@ -73,7 +76,7 @@ class _Smooth:
 
 
 class _Kinked:
-    """A loss made of linear pieces has no curvature."""
+    """Base of the losses made of linear pieces: they have no curvature."""
 
     kinked = True
 
@@ -82,7 +85,7 @@ class _Kinked:
 
 
 class Logistic(_Smooth):
-    """log(1 + exp(-y z)), in nats."""
+    """The logistic loss log(1 + exp(-y z)), in nats."""
 
     def value(self, outputs: Array, targets: Array) -> Array:
         margins: Array = targets * outputs[:, 0]
@@ -103,7 +106,7 @@ class Logistic(_Smooth):
 
 
 class Hinge(_Kinked):
-    """max(0, 1 - y z); its piece is 1 - y z, which the dual leaves out where it is negative."""
+    """The hinge loss max(0, 1 - y z); its piece is 1 - y z, which the dual leaves out where it is negative."""
 
     signed = False
 
@@ -117,12 +120,12 @@ class Hinge(_Kinked):
         return -targets[:, None]
 
     def conjugate(self, slopes: Array, targets: Array) -> Array:
-        share = -targets * slopes[:, 0]
-        return np.where((share >= 0) & (share <= 1), -share, np.inf)
+        dual = -targets * slopes[:, 0]
+        return np.where((dual >= 0) & (dual <= 1), -dual, np.inf)
 
 
 class SquaredHinge(_Smooth):
-    """max(0, 1 - y z) squared."""
+    """The squared hinge loss max(0, 1 - y z)^2."""
 
     def value(self, outputs: Array, targets: Array) -> Array:
         return np.maximum(1.0 - targets * outputs[:, 0], 0.0) ** 2
@@ -134,16 +137,16 @@ class SquaredHinge(_Smooth):
         return np.where(targets * outputs[:, 0] < 1.0, 2.0, 0.0)
 
     def conjugate(self, slopes: Array, targets: Array) -> Array:
-        share = -targets * slopes[:, 0]
-        return np.where(share >= 0, share**2 / 4 - share, np.inf)
+        dual = -targets * slopes[:, 0]
+        return np.where(dual >= 0, dual**2 / 4 - dual, np.inf)
 
 
 class Softmax(_Smooth):
-    """Cross-entropy of the softmax of m outputs, in nats; targets are class numbers."""
+    """The cross-entropy of the softmax of m outputs, in nats; targets are class numbers."""
 
     def value(self, outputs: Array, targets: Array) -> Array:
-        own: Array = np.take_along_axis(outputs, targets.astype(np.intp)[:, None], axis=1)[:, 0]
-        losses: Array = np.maximum(logsumexp(outputs, axis=1) - own, 0.0)
+        target: Array = np.take_along_axis(outputs, targets.astype(np.intp)[:, None], axis=1)[:, 0]
+        losses: Array = np.maximum(logsumexp(outputs, axis=1) - target, 0.0)
         return losses
 
     def slope(self, outputs: Array, targets: Array) -> Array:
@@ -152,18 +155,18 @@ class Softmax(_Smooth):
         return slopes
 
     def curvature(self, outputs: Array, targets: Array) -> Array:
-        chances: Array = np.exp(log_softmax(outputs, axis=1))
-        return chances[:, :, None] * (np.eye(outputs.shape[1]) - chances[:, None, :])
+        probabilities: Array = np.exp(log_softmax(outputs, axis=1))
+        return probabilities[:, :, None] * (np.eye(outputs.shape[1]) - probabilities[:, None, :])
 
     def conjugate(self, slopes: Array, targets: Array) -> Array:
-        chances = slopes.copy()
-        chances[np.arange(len(targets)), targets.astype(np.intp)] += 1.0
-        legal = (chances >= -1e-12).all(axis=1) & (np.abs(chances.sum(axis=1) - 1) < 1e-9)
-        return np.where(legal, _entropy(np.maximum(chances, 0.0)).sum(axis=1), np.inf)
+        probabilities = slopes.copy()
+        probabilities[np.arange(len(targets)), targets.astype(np.intp)] += 1.0
+        legal = (probabilities >= -1e-12).all(axis=1) & (np.abs(probabilities.sum(axis=1) - 1) < 1e-9)
+        return np.where(legal, _entropy(np.maximum(probabilities, 0.0)).sum(axis=1), np.inf)
 
 
 class Squared(_Smooth):
-    """(z - y) squared, without a half."""
+    """The squared error (z - y)^2, without a half."""
 
     def value(self, outputs: Array, targets: Array) -> Array:
         return (outputs[:, 0] - targets) ** 2
@@ -179,7 +182,7 @@ class Squared(_Smooth):
 
 
 class Absolute(_Kinked):
-    """|z - y|; its piece is z - y."""
+    """The absolute error |z - y|; its piece is z - y."""
 
     signed = True
 
@@ -198,7 +201,7 @@ class Absolute(_Kinked):
 
 @dataclass(frozen=True)
 class Huber(_Smooth):
-    """Half the square of z - y where that is at most `delta`, a line of slope `delta` beyond."""
+    """The Huber loss: half the square of z - y up to `delta`, linear with slope `delta` beyond."""
 
     delta: float = 1.0
 
@@ -217,10 +220,10 @@ class Huber(_Smooth):
         return np.where(np.abs(slopes[:, 0]) <= self.delta, slopes[:, 0] ** 2 / 2 + slopes[:, 0] * targets, np.inf)
 
 
-def _entropy(chances: Array) -> Array:
-    """Chances times their logarithms, which is 0 at 0."""
-    positive = chances > 0
-    return np.where(positive, chances * np.log(np.where(positive, chances, 1.0)), 0.0)
+def _entropy(probabilities: Array) -> Array:
+    """The product of each probability and its logarithm, which is 0 at 0."""
+    positive = probabilities > 0
+    return np.where(positive, probabilities * np.log(np.where(positive, probabilities, 1.0)), 0.0)
 
 
 CLASSIFICATION: dict[str, Loss] = {

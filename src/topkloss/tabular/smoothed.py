@@ -3,9 +3,9 @@ r"""The smoothed problem around a centre: what the proximal point method solves 
 .. math:: M(w) = \frac{|w|^2}{2A} + \max_p \sum_i s_i \Big( p_i e_i(w) - \frac{(p_i - c_i)^2}{2 \sigma} \Big), \qquad
     0 \le p_i \le \tfrac1k,\ \textstyle\sum_i s_i p_i \le 1
 
-The maximum is reached by one p, the projection of c + sigma e, so M is differentiable, with the gradient that p makes;
-c, the centre, is the p of the problem before, and with it M touches the objective where the two agree. The corner of an
-l1 penalty is smoothed in the same way, by its h.
+One p attains the maximum, the projection of c + sigma e, so M is differentiable, and p makes its gradient. The centre c
+is the p of the problem before; where p equals it, M equals the objective. The corner of an l1 penalty is smoothed in
+the same way, by its h.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["Point", "Smoothed"]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What the outputs of a model tell, without a product with the features.
+    """Everything about a model that follows from its outputs, without a product with the features.
 
     Attributes:
-        outputs: Of the model, shape (n, m).
-        pieces: Of the losses, shape (n,).
-        slopes: Of the pieces, shape (n, m).
-        shares: The p that is best, shape (n,).
-        moving: True where p is neither at 0 nor at 1/k: it moves with the outputs.
-        level: The piece at which the mass of p is used up, 0 where it is not.
+        outputs: Outputs of the model, shape (n, m).
+        pieces: Pieces of the losses, shape (n,).
+        slopes: Slopes of the pieces, shape (n, m).
+        shares: The best p, shape (n,).
+        moving: True where p is neither 0 nor 1/k, and so moves with the outputs.
+        level: The piece at which the mass of p is used up; 0 if it is not used up.
         duals: Masses times shares times slopes, shape (n, m).
     """
 
@@ -47,13 +47,13 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class Point(Look):
-    """The smoothed objective around one model.
+    """A model, and the smoothed objective around it.
 
     Attributes:
-        coefficients: Of the model, shape (d or d + 1, m).
-        gradient: Of M, shape of the coefficients.
-        holds: The h that is best, shape of the coefficients.
-        held: True where h is inside its bounds: there the coefficient is held near 0.
+        coefficients: Coefficients of the model, shape (d or d + 1, m).
+        gradient: Gradient of M, shape of the coefficients.
+        holds: The best h, shape of the coefficients.
+        held: True where h is inside its bounds, so that the coefficient is held near 0.
     """
 
     coefficients: Array
@@ -64,10 +64,10 @@ class Point(Look):
 
 @dataclass(frozen=True, eq=False)
 class Smoothed:
-    """The problem around a centre.
+    """A problem, smoothed around a centre.
 
     Attributes:
-        problem: What is smoothed.
+        problem: The problem that is smoothed.
         centre: c, shape (n,).
         sigma: How far p moves with the losses.
         hold: The centre of h, shape of the coefficients.
@@ -86,16 +86,24 @@ class Smoothed:
         return np.clip(self.hold + self.grip * coefficients, -bounds, bounds)
 
     def shares(self, pieces: Array, guess: float) -> tuple[Array, NDArray[np.bool_], float]:
-        """The best p for these pieces, where it moves, and the piece at which it is cut, which is near the guess."""
+        """The best p for these pieces, where it moves, and the level: the piece at which the mass of p is used up.
+
+        Args:
+            pieces: Pieces of the losses, shape (n,).
+            guess: A number near the level.
+        """
         problem = self.problem
+        # 1. c + sigma e, shifted by the guess, so that the rest of the shift is near 0, where floats are densest.
         if problem.loss.signed:
             wanted = self.centre + self.sigma * pieces
             sizes = np.abs(wanted) - self.sigma * guess
         else:
             wanted = sizes = self.centre + self.sigma * (pieces - guess)
+        # 2. Its projection onto the capped simplex.
         shift = project(sizes, problem.mass, problem.cap, -self.sigma * guess)
         sizes = sizes - shift
         shares = np.clip(sizes, 0.0, problem.cap)
+        # 3. Rounding must not make it infeasible.
         held = float(problem.mass @ shares)
         if held > 1.0:
             shares /= held
@@ -105,7 +113,7 @@ class Smoothed:
         return shares, moving, guess + shift / self.sigma
 
     def look(self, outputs: Array, guess: float) -> Look:
-        """All that these outputs tell."""
+        """The look at these outputs; `guess` is near its level."""
         problem = self.problem
         pieces = problem.loss.piece(outputs, problem.targets)
         slopes = problem.loss.slope(outputs, problem.targets)
@@ -113,30 +121,33 @@ class Smoothed:
         return Look(outputs, pieces, slopes, shares, moving, level, (problem.mass * shares)[:, None] * slopes)
 
     def at(self, coefficients: Array, look: Look) -> Point:
-        """The point of a model whose outputs were looked at."""
+        """The point of a model, from the look at its outputs."""
         holds = self.holds(coefficients)
         gradient = self.problem.penalties * coefficients + holds + self.problem.design.adjoint(look.duals)
         held = np.abs(holds) < self.problem.bounds
         return Point(**vars(look), coefficients=coefficients, gradient=gradient, holds=holds, held=held)
 
     def search(self, point: Point, step: Array) -> tuple[float, Look]:
-        """How far to go along the step, and what the outputs there tell.
+        """The length to go along the step, and the look at the outputs there.
 
-        M is convex, so its slope along the step only rises. A step is accepted where the slope has come near 0 from
-        either side: no value of M, whose digits run out first, is compared. Costs one product with the features.
+        M is convex, so its slope along the step only rises. A length is accepted where the slope is near 0, on either
+        side: values of M, whose digits run out first, are never compared. Costs one product with the features.
         """
+        # 1. What does not depend on the length: the change of the outputs, and the penalty along the step.
         change = self.problem.design.outputs(step)
         pull, bend = _penalty_along(self.problem.penalties, point.coefficients, step)
         before = float((point.gradient * step).sum())
         low, high, below, above = 0.0, np.inf, before, np.inf
         length = 1.0
         for _ in range(60):
+            # 2. The slope of M at this length.
             look = self.look(point.outputs + length * change, point.level)
             now = pull + length * bend + float((look.duals * change).sum())
             if self.problem.l1:
                 now += float((self.holds(point.coefficients + length * step) * step).sum())
             if -0.7 * abs(before) <= now <= 0.1 * abs(before):
                 break
+            # 3. Its sign says on which side of this length the minimum lies. Without an upper end, go farther.
             if now > 0:
                 high, above = length, now
             else:
@@ -146,6 +157,7 @@ class Smoothed:
                 continue
             if high - low <= 1e-12 * high:
                 return low, self.look(point.outputs + low * change, point.level)
+            # 4. Between the ends, where a line through their slopes is 0; not too near to either end.
             middle = low - below * (high - low) / (above - below)
             length = min(max(middle, low + 0.05 * (high - low)), high - 0.05 * (high - low))
         else:
@@ -154,5 +166,5 @@ class Smoothed:
 
 
 def _penalty_along(penalties: Array, coefficients: Array, step: Array) -> tuple[float, float]:
-    """Slope at 0 and curvature of the penalty along a step."""
+    """The slope at 0 and the curvature of the penalty along a step."""
     return float((penalties * coefficients * step).sum()), float((penalties * step * step).sum())

@@ -1,18 +1,18 @@
-r"""A linear model of examples that come in chunks and are not kept: what `partial_fit` does.
+r"""A linear model for examples that come in chunks and are not kept: what `partial_fit` does.
 
 The joint form of the average top-k loss (Lemma 1 of the paper) is a sum over the examples, jointly convex in the model
 and the threshold,
 
 .. math:: J(w, b, \lambda) = \frac{|w|^2}{2C} + \sum_i s_i \Big( \lambda + \tfrac1f [\ell_i(w, b) - \lambda]_+ \Big),
 
-so that each example can be let go for a parabola: its gradient and curvature at the model that saw it. Of a new chunk J
-is minimised exactly, on top of the parabola of all that came before, by Newton's method; no step size is to be chosen.
+so each example can be replaced by a parabola: its gradient and curvature at the model that saw it. Newton's method
+minimises J exactly for a new chunk, added to the parabola of all chunks before; no step size has to be chosen.
 
-The corner of [u]_+ is rounded over a small part of the mean loss. How many losses lie at the threshold, which bends J
+The corner of [u]_+ is rounded over a small part of the mean loss. The number of losses at the threshold, which bends J
 there, is counted over a wider part, because a chunk has few.
 
 Reference: Luo, Song. Renewable estimation and incremental inference in generalized linear models with streaming data
-sets. JRSS B 2020 (of smooth losses).
+sets. JRSS B 2020 (for smooth losses).
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from topkloss.tabular.topk import level
 
 __all__ = ["Stream"]
 
-# The corner is rounded over so much of the mean loss, and the losses near the threshold are counted over so much.
+# In units of the mean loss: the width over which the corner is rounded, and over which losses at the threshold count.
 NARROW, WIDE = 0.1, 1.0
 
-# Of the first chunk, whose model may fit it too well, the mean loss counts at least this part of that without a model.
+# The first model may fit its chunk too well: its mean loss counts as at least this part of the loss without a model.
 LEAST = 0.1
 
-# How fast earlier passes fade: pass q of p weighs (q / p) to this power.
+# How fast earlier passes fade: after p passes, pass q weighs (q / p) to this power.
 FADING = 2.0
 
-# Newton's steps for one chunk, and how small the gain of the last one is, as a part of the loss.
+# The most Newton steps for one chunk, and the gain of the last one, relative to the loss.
 STEPS, PRECISE = 50, 1e-12
 
-# Coefficients of the largest square matrix that is kept.
+# The most coefficients of which a square matrix is kept.
 MOST = 4096
 
 
@@ -52,7 +52,7 @@ class _Chunk:
         design, targets, mass: As in `Problem`.
         loss: One of `topkloss.tabular.losses`.
         fraction: f.
-        width: Of what is rounded, in units of the loss.
+        width: The width over which the corner is rounded, in units of the loss.
     """
 
     design: Design
@@ -64,13 +64,14 @@ class _Chunk:
 
     @property
     def smooth(self) -> bool:
-        """Whether nothing has a corner: all losses count, and none is made of lines."""
+        """Whether nothing has a corner: all losses count, and the loss is not made of linear pieces."""
         return self.fraction == 1.0 and not self.loss.kinked
 
     def ramps(self, outputs: Array, threshold: float, width: float) -> tuple[Array, Array, Array, Array]:
-        """Of the rounded [loss - threshold]_+, shape (n,) each.
+        """Derivatives of the rounded [loss - threshold]_+, shape (n,) each.
 
-        Its derivatives in the piece and, negated, in the threshold; then those of the first of these.
+        The first two are with respect to the piece and, negated, the threshold; the last two are the derivatives of the
+        first with respect to the same.
         """
         pieces = self.loss.piece(outputs, self.targets)
         if self.smooth:
@@ -82,19 +83,19 @@ class _Chunk:
         return up - down, up + down, bent + bent_down, bent - bent_down
 
     def pull(self, outputs: Array, threshold: float) -> tuple[Array, float]:
-        """Derivatives in the outputs, shape (n, m), and in the threshold."""
+        """The derivatives of J with respect to the outputs, shape (n, m), and to the threshold."""
         up, out, _, _ = self.ramps(outputs, threshold, self.width)
         duals = (self.mass * up / self.fraction)[:, None] * self.loss.slope(outputs, self.targets)
         rate = 0.0 if self.fraction == 1.0 else float(self.mass.sum() - self.mass @ out / self.fraction)
         return duals, rate
 
     def gradient(self, outputs: Array, threshold: float) -> Array:
-        """In the coefficients, output by output, and the threshold."""
+        """The gradient of J with respect to the coefficients, output by output, and the threshold."""
         duals, rate = self.pull(outputs, threshold)
         return np.append(self.design.adjoint(duals).T.ravel(), rate)
 
     def bend(self, outputs: Array, threshold: float, width: float) -> Array:
-        """The second derivatives, with as many losses at the threshold as lie within a width around it."""
+        """The second derivatives of J; losses within `width` of the threshold count as lying at it."""
         slopes = self.loss.slope(outputs, self.targets)
         up, _, bent, across = self.ramps(outputs, threshold, self.width)
         _, _, bent, across = self.ramps(outputs, threshold, width)
@@ -109,26 +110,26 @@ class _Chunk:
 
 @dataclass(eq=False)
 class Stream:
-    """What is known of all examples so far, for one model: where it stands, and the parabola of J around it.
+    """One model, and what is kept of all examples so far: the parabola of J around the model.
 
     Attributes:
         loss: One of `topkloss.tabular.losses`.
-        fraction: f, the share of the mass that is averaged.
+        fraction: f, the fraction of the mass that is averaged.
         strength: C.
-        total: Mass of all examples, each of which may be passed many times: the penalty then counts once a pass, and
-            earlier passes fade. Default: the mass that came, so that passing an example twice is weight 2.
-        columns: d.
-        outputs: How many numbers the model gives for each example.
-        intercept: Whether there is one.
-        penalised: Whether the penalty includes it.
-        place: Coefficients output by output, and the threshold.
-        tilt: The gradient of J there.
-        curvature: The second derivatives of J there.
-        mass: Of all examples so far, as far as they have not faded.
-        losses: Sum of their losses, each at the model that had not seen it.
-        came: Mass that came, faded or not.
-        passes: Passes over the total that are complete.
-        iterations: Newton's steps.
+        total: The mass of all examples, each of which may be passed many times: the penalty then counts once a pass,
+            and earlier passes fade. Default: the mass that was passed, so that passing an example twice is weight 2.
+        columns: d, the number of features.
+        outputs: m, how many numbers the model gives for each example.
+        intercept: Whether there is an intercept.
+        penalised: Whether the penalty includes the intercept.
+        point: The model: coefficients output by output, and the threshold.
+        gradient: The gradient of J at the point.
+        curvature: The second derivatives of J at the point.
+        mass: The mass of all examples so far, as far as they have not faded.
+        losses: The sum of their losses, each at the model that had not seen it.
+        seen: The mass that was passed, faded or not.
+        passes: The number of complete passes over the total.
+        iterations: The number of Newton steps.
     """
 
     loss: Loss
@@ -139,12 +140,12 @@ class Stream:
     outputs: int = 1
     intercept: bool = True
     penalised: bool = False
-    place: Array = field(init=False)
-    tilt: Array = field(init=False)
+    point: Array = field(init=False)
+    gradient: Array = field(init=False)
     curvature: Array = field(init=False)
     mass: float = 0.0
     losses: float = 0.0
-    came: float = 0.0
+    seen: float = 0.0
     passes: int = 0
     iterations: int = 0
 
@@ -156,43 +157,47 @@ class Stream:
                 f"{MOST} together; got {unknowns * self.outputs}. Use `fit`, or fewer columns, e.g. by "
                 "sklearn.decomposition.IncrementalPCA."
             )
-        self.place = np.zeros(unknowns * self.outputs + 1)
-        self.tilt = np.zeros_like(self.place)
-        self.curvature = np.zeros((len(self.place), len(self.place)))
+        self.point = np.zeros(unknowns * self.outputs + 1)
+        self.gradient = np.zeros_like(self.point)
+        self.curvature = np.zeros((len(self.point), len(self.point)))
         if self.outputs > 1 and self.intercept and not self.penalised:
-            # all outputs may be raised together, which changes nothing: held where they are
+            # Raising all outputs together changes nothing, so they are held where they are.
             last = np.arange(1, self.outputs + 1) * unknowns - 1
             self.curvature[np.ix_(last, last)] = 1.0 / self.outputs
 
     @property
     def coefficients(self) -> Array:
-        """Shape (d or d + 1, m), intercepts last."""
-        return self.place[:-1].reshape(self.outputs, -1).T
+        """The coefficients of the model, shape (d or d + 1, m), intercepts last."""
+        return self.point[:-1].reshape(self.outputs, -1).T
 
     @property
     def threshold(self) -> float:
-        """The loss above which losses are averaged."""
-        return float(self.place[-1])
+        """The threshold: the loss above which losses are averaged."""
+        return float(self.point[-1])
 
     def update(self, design: Design, targets: Array, mass: Array) -> None:
-        """Takes a chunk in: all that came before and the chunk are fitted together, then the chunk is let go.
+        """Takes in a chunk: fits it together with all chunks before, and keeps a parabola of it.
 
         Args:
-            design: Its features.
-            targets: As the loss wants them, shape (n,).
+            design: The features of the chunk.
+            targets: The targets in the form that the loss takes, shape (n,).
             mass: Mass of each example, shape (n,), >= 0, not all 0.
         """
+        # 1. The penalty of this mass, and the losses of the chunk at the model that has not seen it.
         whole = float(mass.sum())
         self._penalise(whole)
         chunk = _Chunk(design, targets, mass, self.loss, self.fraction)
         outputs = design.outputs(self.coefficients)
         here = float(mass @ self.loss.value(outputs, targets))
-        first = self.came == 0.0
+        # 2. The threshold of a first chunk, and the mean loss, which is the unit of all widths.
+        first = self.seen == 0.0
         if first and self.fraction < 1.0:
-            self.place[-1] = level(self.loss.value(outputs, targets), mass, self.fraction * whole)
-        start = self.place.copy()
+            self.point[-1] = level(self.loss.value(outputs, targets), mass, self.fraction * whole)
+        start = self.point.copy()
         least = LEAST * self._without_model(chunk) if first else 0.0
         mean = max(here, least) / whole if first else (self.losses + here) / (self.mass + whole)
+        # 3. The minimum of the chunk and the parabola of all before. The mean loss of a first chunk falls with the fit:
+        #    repeat with the smaller unit until it has settled.
         for _ in range(STEPS):
             chunk = _Chunk(design, targets, mass, self.loss, self.fraction, max(NARROW * mean, 1e-150))
             outputs = self._minimise(chunk, start, mean * whole)
@@ -202,34 +207,35 @@ class Stream:
             if here >= 0.7 * mean * whole:
                 break
             mean = here / whole
-        self.tilt = self._gradient(chunk, outputs, start)
+        # 4. The parabola of all around the new model; the chunk can go.
+        self.gradient = self._gradient(chunk, outputs, start)
         self.curvature += chunk.bend(outputs, self.threshold, WIDE / NARROW * chunk.width)
         self.mass += whole
         self.losses += here
-        self.came += whole
+        self.seen += whole
         self._fade()
 
     def _penalise(self, mass: float) -> None:
-        """The part of the penalty that comes with so much mass."""
-        part = mass / self.total if self.total is not None else float(self.came == 0.0)
+        """Adds the part of the penalty that belongs to a mass."""
+        part = mass / self.total if self.total is not None else float(self.seen == 0.0)
         each = np.full((self.columns + self.intercept, self.outputs), part / self.strength)
         if self.intercept and not self.penalised:
             each[-1] = 0.0
         penalties = np.append(each.T.ravel(), 0.0)
-        self.tilt = self.tilt + penalties * self.place
+        self.gradient = self.gradient + penalties * self.point
         self.curvature[np.diag_indices_from(self.curvature)] += penalties
 
     def _without_model(self, chunk: _Chunk) -> float:
-        """The sum of losses where every output is the mean target: 1 and -1 make it a number too."""
+        """The sum of the losses if every output is the mean target, which is a number for targets of 1 and -1 too."""
         mean = float(chunk.mass @ chunk.targets / chunk.mass.sum())
         return float(chunk.mass @ self.loss.value(np.full((len(chunk.targets), self.outputs), mean), chunk.targets))
 
     def _gradient(self, chunk: _Chunk, outputs: Array, start: Array) -> Array:
-        """Of the chunk and, as a parabola around the start, of all that came before."""
-        return chunk.gradient(outputs, self.threshold) + self.tilt + self.curvature @ (self.place - start)
+        """The gradient of J: of the chunk, and of the parabola of all chunks before around the start."""
+        return chunk.gradient(outputs, self.threshold) + self.gradient + self.curvature @ (self.point - start)
 
     def _minimise(self, chunk: _Chunk, start: Array, losses: float) -> Array:
-        """Moves to the minimum of the chunk and all that came before; the outputs there."""
+        """Moves to the minimum of the chunk and the parabola of all chunks before; returns the outputs there."""
         outputs = chunk.design.outputs(self.coefficients)
         for _ in range(STEPS):
             gradient = self._gradient(chunk, outputs, start)
@@ -239,24 +245,26 @@ class Stream:
             self.iterations += 1
             change = chunk.design.outputs(step[:-1].reshape(self.outputs, -1).T)
             length = self._length(chunk, outputs, change, start, step, float(gradient @ step))
-            self.place = self.place + length * step
+            self.point = self.point + length * step
             outputs = outputs + length * change
         return outputs
 
     def _step(self, bend: Array, gradient: Array) -> Array:
-        """Newton's, to a threshold of at least 0."""
+        """Newton's step to a threshold of at least 0."""
+        # 1. With the threshold, if that does not become negative.
         step = np.zeros_like(gradient)
         if self.fraction < 1.0 and (self.threshold > 0 or gradient[-1] < 0):
             step = downhill(bend, gradient)
             if self.threshold + step[-1] >= 0:
                 return step
+            # 2. Otherwise to the threshold 0, and without the threshold from there.
             step[-1] = -self.threshold
         step[:-1] = downhill(bend[:-1, :-1], gradient[:-1] + step[-1] * bend[:-1, -1])
         return step
 
     def _length(self, chunk: _Chunk, outputs: Array, change: Array, start: Array, step: Array, before: float) -> float:
-        """How far to go along the step: not past where J, which is convex, has begun to rise."""
-        flat = float(step @ (self.tilt + self.curvature @ (self.place - start)))
+        """The length to go along the step: not past the point where J, which is convex, begins to rise."""
+        flat = float(step @ (self.gradient + self.curvature @ (self.point - start)))
         rise = float(step @ self.curvature @ step)
         length = 1.0
         for _ in range(60):
@@ -268,15 +276,15 @@ class Stream:
         return length
 
     def _fade(self) -> None:
-        """After a pass over the total: what is known from it counts less than what the next one will tell."""
-        if self.total is None or self.came < (self.passes + 1) * self.total * (1 - 1e-9):
+        """Lets what is known fade after a pass over the total, so that the next pass counts more."""
+        if self.total is None or self.seen < (self.passes + 1) * self.total * (1 - 1e-9):
             return
         self.passes += 1
         kept = (self.passes / (self.passes + 1)) ** FADING
-        self.tilt, self.curvature = kept * self.tilt, kept * self.curvature
+        self.gradient, self.curvature = kept * self.gradient, kept * self.curvature
         self.mass, self.losses = kept * self.mass, kept * self.losses
 
 
 def _ramp(above: Array, width: float) -> tuple[Array, Array]:
-    """First and second derivative of the rounded [u]_+: 0, a parabola over the width, a line."""
+    """The first and second derivative of the rounded [u]_+, which is 0, then a parabola over the width, then linear."""
     return np.clip(above / width + 0.5, 0.0, 1.0), (np.abs(above) < width / 2) / width

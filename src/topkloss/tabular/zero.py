@@ -1,4 +1,4 @@
-"""When too few examples are averaged, no model beats predicting the same for all: how many would do."""
+"""The smallest fraction that gives a model at all: below it, nothing beats predicting the same for every example."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from topkloss.tabular.proximal import choose, constant, solve
 
 __all__ = ["smallest_fraction"]
 
-# The answer is this exact, relatively; it needs no more accuracy than this of each model on the way.
+# The relative accuracy of the answer, and that of the models that are fitted on the way.
 WIDTH, ACCURACY = 0.01, 3e-3
 
-# Of twice as many rows or more, every so manieth is asked: the answer is that of a sample.
+# A table with at least twice as many rows is sampled evenly to about this many: the answer is that of the sample.
 ROWS = 10_000
 
 
 def smallest_fraction(problem: Problem, *, max_iter: int = 200) -> float | None:
-    """The smallest fraction of the mass at which the optimum is not the zero model, to 1 %; None where there is none.
+    """The smallest fraction of the mass at which the optimum is not the zero model, to 1 %; None if no fraction is.
 
-    By bisection: where the zero model is optimal it is so for every smaller fraction too, because what is feasible for
-    the dual at k is feasible for every smaller k.
+    Bisection finds it: where the zero model is optimal, it is optimal for every smaller fraction too, because what is
+    feasible for the dual at k is feasible for every smaller k.
 
     Args:
-        problem: One whose optimum is the zero model.
-        max_iter: Steps for each model on the way; where they do not suffice the zero model is not proved.
+        problem: A problem whose optimum is the zero model.
+        max_iter: Steps for each model on the way; where they do not suffice, the zero model counts as not proved.
     """
     step = problem.design.rows // ROWS
     if step > 1:
