@@ -87,7 +87,7 @@ def rows_of(
         ratios = [mine / base for mine, base in zip(own, times[baseline], strict=True)]
         median, low, high = (round(1e3 * figure, 4) for figure in spread(own))
         ratio, ratio_low, ratio_high = (round(figure, 3) for figure in spread(ratios))
-        peak = round(peaks.get(name, -1), 3)
+        peak = round(peaks.get(name, -1.0), 3)
         place = device(), str(torch.__version__), torch.get_num_threads(), commit()
         figures = (median, low, high, ratio, ratio_low, ratio_high, peak)
         rows.append(Row(kernel, name, mode, input, size, fraction, *figures, *place))
