@@ -14,8 +14,9 @@ import torch
 from benchmarks import average_top_k, cross_entropy, instructions, kth_largest, providers, speed
 from benchmarks.cases import BASELINE, FRACTIONS, cases
 from benchmarks.ledger import LEDGER, Row, read, rows_of, take_turns, write
-from benchmarks.measure import Memory, peak_of
-from benchmarks.providers import Problem, Provider
+from benchmarks.measure import KEEPING_PAGES, Memory, mode, peak_of
+from benchmarks.problem import IGNORED, Problem
+from benchmarks.providers import Provider
 from topkloss import average_top_k_cross_entropy
 from topkloss.kernels import native
 
@@ -132,9 +133,7 @@ def test_the_kept_buffer_holds_the_gradient(monkeypatch: pytest.MonkeyPatch) -> 
     step(problem.logits.clone())
     step(problem.logits.clone())
     leaf = problem.logits.clone().requires_grad_()
-    average_top_k_cross_entropy(
-        leaf, problem.targets, fraction=0.3, ignore_index=providers.IGNORED, backend="torch"
-    ).backward()
+    average_top_k_cross_entropy(leaf, problem.targets, fraction=0.3, ignore_index=IGNORED, backend="torch").backward()
     assert given[0] is given[1]
     assert leaf.grad is not None
     assert torch.allclose(given[0].view_as(leaf), leaf.grad, atol=1e-7)
@@ -166,9 +165,9 @@ def test_another_selection_is_not_timed() -> None:
 
 def test_an_allocator_that_keeps_its_pages_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    assert cross_entropy.mode() == "forward + backward"
-    monkeypatch.setenv("GLIBC_TUNABLES", cross_entropy.KEEPING_PAGES)
-    assert cross_entropy.mode() == "forward + backward, pages kept"
+    assert mode() == "forward + backward"
+    monkeypatch.setenv("GLIBC_TUNABLES", KEEPING_PAGES)
+    assert mode() == "forward + backward, pages kept"
 
 
 # the k-th largest
