@@ -10,7 +10,6 @@ Rows go into `results.csv`. Left out: PaddleSeg, whose framework cannot share an
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.ledger import LEDGER, Row, line, rows_of, take_turns, write
 from benchmarks.measure import KEEPING_PAGES, mode
-from benchmarks.problem import SMALL, Problem, judge, peak, seconds
+from benchmarks.problem import SMALL, Problem, judge, peak, problem_of, seconds
 from benchmarks.providers import (
     BASELINE,
     COMPILED,
@@ -121,9 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(__file__).parent.parent
         subprocess.run(command, check=True, cwd=folder, env={**os.environ, "GLIBC_TUNABLES": KEEPING_PAGES})
         return
-    if math.prod(asked.shape) // asked.shape[1] < 40:
-        parser.error("argument --shape: 40 elements at least, so that every fraction is a whole number of them.")
-    problem = Problem.of(asked.shape, getattr(torch, asked.dtype))
+    problem = problem_of(parser, asked.shape, getattr(torch, asked.dtype))
     for fraction in asked.fractions:
         rows = measure(problem, asked.turns, compiles=not asked.no_compile, fractions=[fraction])
         print("\n".join(line(row) for row in rows), flush=True)

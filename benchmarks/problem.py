@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import peak_of
 
-__all__ = ["IGNORED", "SMALL", "Loss", "Problem", "Weights", "judge", "peak", "ranked", "seconds"]
+__all__ = ["IGNORED", "SMALL", "Loss", "Problem", "Weights", "judge", "peak", "problem_of", "ranked", "seconds"]
 
 IGNORED = -100  # no class, however many there are
 SHARE_IGNORED = 0.05
@@ -94,6 +95,13 @@ class Problem:
     def precision(self) -> float:
         """Of values and gradients."""
         return 1e-4 if self.logits.dtype == torch.float32 else 2e-2
+
+
+def problem_of(parser: argparse.ArgumentParser, shape: Sequence[int], dtype: torch.dtype) -> Problem:
+    """What a command was asked for."""
+    if math.prod(shape) // shape[1] < 40:
+        parser.error("argument --shape: 40 elements at least, so that every fraction is a whole number of them.")
+    return Problem.of(shape, dtype)
 
 
 class _Network(torch.autograd.Function):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import average_top_k, kth_largest
+from benchmarks import average_top_k, kth_largest, ways
 from benchmarks.ledger import LEDGER, Row, read
 from benchmarks.providers import BASELINE, COPY, FRESH_COPY, KERNEL
 
@@ -74,14 +74,14 @@ def of_aims(rows: Rows) -> str:
     """The largest ratio at 10, 30 and 70 %, beside what it was to be at most."""
     chosen = [row for row in rows if row.kernel == KERNEL and row.mode == PLAIN_MODE and row.threads == 1]
     devices = _devices(chosen)
-    ways = ("native", "native, in place", "torch")
+    names = ("native", "native, in place", "torch")
     lines = [
-        f"{'':<34}" + "".join(f"{way:>{8 + 16 * len(devices)}}" for way in ways),
-        f"{'':<34}" + (f"{'aim':>8}" + "".join(f"{device:>16}" for device in devices)) * len(ways),
+        f"{'':<34}" + "".join(f"{way:>{8 + 16 * len(devices)}}" for way in names),
+        f"{'':<34}" + (f"{'aim':>8}" + "".join(f"{device:>16}" for device in devices)) * len(names),
     ]
     for input, aims in AIMS.items():
         cells = ""
-        for way, aim in zip(ways, (*aims, AIM_OF_TWIN), strict=True):
+        for way, aim in zip(names, (*aims, AIM_OF_TWIN), strict=True):
             cells += f"{aim:>8.2f}" if aim is not None else f"{'-':>8}"
             for device in devices:
                 own = [row for row in chosen if (row.input, row.provider, row.device) == (input, way, device)]
@@ -92,10 +92,38 @@ def of_aims(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+def of_ways(rows: Rows) -> str:
+    """What every criterion takes of the time of plain cross-entropy, and the same in place."""
+    chosen = [row for row in rows if row.kernel == ways.KERNEL]
+    heads = f"{'time':>8}   {'spread':<16}{'memory':>8}"
+    tables = []
+    for group in _groups(chosen, lambda row: (-row.size, row.input, row.mode, row.threads, row.device)):
+        first, own = group[0], {row.provider: row for row in group}
+        mode = first.mode.removeprefix(PLAIN_MODE)
+        lines = [
+            f"{first.input}, {_threads(first)}, {first.device}{mode}, plain {_plain(group)} ms",
+            f"{'':<48}{'':>45}{GAP}{'in place':>12}",
+            f"{'':<48}{'averaged':>10}{heads}{GAP}{heads}",
+        ]
+        for name in ways.ways():
+            if name in own and not name.endswith(ways.IN_PLACE):
+                share = f"{own[name].fraction:.0%}".replace("%", " %")
+                lines.append(f"{name:<48}{share:>10}{_one(own[name])}{GAP}{_one(own.get(name + ways.IN_PLACE))}")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _one(row: Row | None) -> str:
+    if row is None:
+        return f"{'-':>8}   {'-':<16}{'-':>8}"
+    spread = f"{row.ratio_low:.2f} to {row.ratio_high:.2f}"
+    return f"{row.ratio:>8.2f}   {spread:<16}{f'{_in_logits(row):.2f}' if row.peak >= 0 else '-':>8}"
+
+
 def of_roofline(rows: Rows) -> str:
     """How far from what the memory can do, at 30 %, or else at the next fraction at which a copy was timed."""
-    ways = ("native", "native, gradient buffer kept", "native, in place")
-    lines = [f"{'':<76}{'copy':>10}{'least':>10}" + "".join(f"{name:>30}" for name in ways)]
+    names = ("native", "native, gradient buffer kept", "native, in place")
+    lines = [f"{'':<76}{'copy':>10}{'least':>10}" + "".join(f"{name:>30}" for name in names)]
     chosen = [row for row in rows if row.kernel == KERNEL]
     for group in _groups(chosen, lambda row: (-row.size, row.input, row.mode, row.threads, row.device)):
         copied = sorted({row.fraction for row in group if row.provider == COPY} - {0.1})
@@ -106,7 +134,7 @@ def of_roofline(rows: Rows) -> str:
         least = own[COPY].median * _moved(first) / (2 * _bytes(first))
         mode = first.mode.removeprefix(PLAIN_MODE)
         name = f"{first.input}, {copied[0]:.0%}, {_threads(first)}, {first.device}{mode}".replace("%", " %")
-        cells = [f"{_ms(own[way].median)} ms, {own[way].median / least:.1f} x" if way in own else "-" for way in ways]
+        cells = [f"{_ms(own[way].median)} ms, {own[way].median / least:.1f} x" if way in own else "-" for way in names]
         fresh = f"{_ms(own[COPY].median)} ms"
         lines.append(f"{name:<76}{fresh:>10}{_ms(least) + ' ms':>10}" + "".join(f"{cell:>30}" for cell in cells))
     return "\n".join(lines)
@@ -164,6 +192,7 @@ def of_average_top_k(rows: Rows) -> str:
 BLOCKS: dict[str, Callable[[Rows], str]] = {
     "cross-entropy": of_cross_entropy,
     "aims": of_aims,
+    "ways": of_ways,
     "roofline": of_roofline,
     "k-th largest": of_kth_largest,
     "average_top_k": of_average_top_k,
