@@ -26,6 +26,9 @@ PYTEST = $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 # What the cross-entropy is measured on: images, volumes, rows; and small inputs.
 SHAPES = 2x19x512x1024 1x150x512x512 2x4x128x128x128 4096x1000 65536x10 100x10 1000x10 3000x10 10000x10
 
+# What every way to it is measured on, on one thread.
+SHAPES_OF_WAYS = 2x19x384x384 4096x1000 64x10
+
 .PHONY: help demo test test-all test-oldest check bench sanitize package clean
 
 help:
@@ -97,6 +100,7 @@ bench: .venv/installed-bench
 	for shape in $(SHAPES); do $(BIN)/python -m benchmarks.cross_entropy --shape $$(echo $$shape | tr x ' ') || exit 1; done
 	$(BIN)/python -m benchmarks.cross_entropy --dtype bfloat16
 	$(BIN)/python -m benchmarks.cross_entropy --keep-pages
+	for shape in $(SHAPES_OF_WAYS); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ways --shape $$(echo $$shape | tr x ' ') || exit 1; done
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.selective

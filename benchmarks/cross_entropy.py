@@ -10,7 +10,6 @@ Rows go into `results.csv`. Left out: PaddleSeg, whose framework cannot share an
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import subprocess
 import sys
@@ -22,28 +21,23 @@ import torch
 from torch import Tensor
 
 from benchmarks.ledger import LEDGER, Row, line, rows_of, take_turns, write
-from benchmarks.measure import peak_of
+from benchmarks.measure import KEEPING_PAGES, mode
+from benchmarks.problem import SMALL, Problem, judge, peak, problem_of, seconds
 from benchmarks.providers import (
     BASELINE,
     COMPILED,
     COPY,
     FRESH_COPY,
-    IGNORED,
     KERNEL,
-    SMALL,
-    Problem,
     Provider,
     in_kept_buffer,
     native_providers,
     providers,
 )
 
-__all__ = ["FRACTIONS", "check", "main", "measure", "mode"]
+__all__ = ["FRACTIONS", "check", "main", "measure"]
 
 FRACTIONS = (0.1, 0.3, 0.7, 1.0)
-
-# glibc then takes memory from one growing heap, and never gives it back.
-KEEPING_PAGES = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
 
 
 def measure(
@@ -59,7 +53,7 @@ def measure(
             asked = {name: provider for name, provider in known.items() if name in whole}
         for name, provider in asked.items():
             check(name, provider, problem, fraction)
-        ways = {name: _seconds(provider, problem, fraction) for name, provider in asked.items()}
+        ways = {name: seconds(provider.at(fraction), problem) for name, provider in asked.items()}
         if problem.logits.numel() > SMALL:
             ways |= _copies(problem)
         if native_providers():
@@ -67,45 +61,15 @@ def measure(
         times = take_turns(ways, turns)
         peaks = {}
         if problem.logits.numel() > SMALL:
-            peaks = {name: _peak(provider, problem, fraction) for name, provider in asked.items()}
+            peaks = {name: peak(provider.at(fraction), problem) for name, provider in asked.items()}
         given = {"kernel": KERNEL, "mode": mode(), "input": problem.name, "size": problem.logits.numel()}
         rows += rows_of(times, baseline=BASELINE, fraction=fraction, peaks=peaks, **given)  # type: ignore[arg-type]
     return rows
 
 
-def mode() -> str:
-    """What is timed, and under which allocator."""
-    keeping = "mmap_max=0" in os.environ.get("GLIBC_TUNABLES", "")
-    return "forward + backward" + (", pages kept" if keeping else "")
-
-
 def check(name: str, provider: Provider, problem: Problem, fraction: float) -> None:
-    """The value and the gradient, but for elements as hard as the threshold, which rounding may put on either side."""
-    outputs = problem.outputs()
-    loss = provider.value(outputs, problem.targets, fraction)
-    (gradient,) = torch.autograd.grad(loss, outputs)
-    value = loss.item()
-    expected, weights, sure = problem.expected(1.0 if provider.averages_all else fraction)
-    expected, weights = expected * provider.scale(problem, fraction), weights * provider.scale(problem, fraction)
-    precision = 1e-4 if problem.logits.dtype == torch.float32 else 2e-2
-    assert abs(value - expected) <= precision * abs(expected), (name, value, expected)
-    assert bool(gradient.isfinite().all()), f"{name}: a gradient that is not finite"
-    ignored = (problem.targets == IGNORED).unsqueeze(1)
-    assert not bool((gradient * ignored).any()), f"{name}: a gradient at an ignored target"
-    off = torch.addcmul(gradient.float(), problem.slopes, weights.float().unsqueeze(1), value=-1).abs_().amax(1)
-    assert float(off[sure].amax()) <= precision * float(weights.max()), f"{name}: another gradient"
-
-
-def _seconds(provider: Provider, problem: Problem, fraction: float) -> Callable[[], float]:
-    def run() -> float:
-        outputs = problem.outputs()
-        start = time.perf_counter()
-        gradient = torch.autograd.grad(provider.value(outputs, problem.targets, fraction), outputs)
-        seconds = time.perf_counter() - start
-        del gradient
-        return seconds
-
-    return run
+    """See `judge`."""
+    judge(name, provider.at(fraction), problem, provider.weights(problem, fraction))
 
 
 def _seconds_in_kept_buffer(problem: Problem, fraction: float) -> Callable[[], float]:
@@ -128,16 +92,11 @@ def _copies(problem: Problem) -> dict[str, Callable[[], float]]:
         logits = problem.logits.clone()
         start = time.perf_counter()
         fresh = copy(logits)
-        seconds = time.perf_counter() - start
+        took = time.perf_counter() - start
         del fresh
-        return seconds
+        return took
 
     return {COPY: lambda: timed(kept.copy_), FRESH_COPY: lambda: timed(torch.clone)}
-
-
-def _peak(provider: Provider, problem: Problem, fraction: float) -> float:
-    outputs = problem.outputs()
-    return peak_of(lambda: torch.autograd.grad(provider.value(outputs, problem.targets, fraction), outputs)) / 2**20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -161,9 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(__file__).parent.parent
         subprocess.run(command, check=True, cwd=folder, env={**os.environ, "GLIBC_TUNABLES": KEEPING_PAGES})
         return
-    if math.prod(asked.shape) // asked.shape[1] < 40:
-        parser.error("argument --shape: 40 elements at least, so that every fraction is a whole number of them.")
-    problem = Problem.of(asked.shape, getattr(torch, asked.dtype))
+    problem = problem_of(parser, asked.shape, getattr(torch, asked.dtype))
     for fraction in asked.fractions:
         rows = measure(problem, asked.turns, compiles=not asked.no_compile, fractions=[fraction])
         print("\n".join(line(row) for row in rows), flush=True)

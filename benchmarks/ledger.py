@@ -29,7 +29,7 @@ class Row:
         mode: What is timed, and under which allocator.
         input: What it is computed of: a shape and a dtype, or a distribution.
         size: How many numbers that is.
-        fraction: Share that is averaged, or where the threshold lies.
+        fraction: Share that is averaged, or that has a weight, or where the threshold lies.
         median, low, high: ms: median, first and last decile.
         ratio, ratio_low, ratio_high: To the baseline of the same turn.
         peak: MiB above the input; -1 where it was not followed.
@@ -87,7 +87,7 @@ def rows_of(
         ratios = [mine / base for mine, base in zip(own, times[baseline], strict=True)]
         median, low, high = (round(1e3 * figure, 4) for figure in spread(own))
         ratio, ratio_low, ratio_high = (round(figure, 3) for figure in spread(ratios))
-        peak = round(peaks.get(name, -1), 3)
+        peak = round(peaks.get(name, -1.0), 3)
         place = device(), str(torch.__version__), torch.get_num_threads(), commit()
         figures = (median, low, high, ratio, ratio_low, ratio_high, peak)
         rows.append(Row(kernel, name, mode, input, size, fraction, *figures, *place))
@@ -104,7 +104,7 @@ def line(row: Row) -> str:
     """What a benchmark prints of a row."""
     peak = "" if row.peak < 0 else f"{row.peak:8.1f} MiB"
     return (
-        f"{row.input:<32} {row.fraction:4.0%}  {row.provider:<36} {row.median:9.3f} ms  {row.ratio:6.2f} x "
+        f"{row.input:<32} {row.fraction:4.0%}  {row.provider:<57} {row.median:9.3f} ms  {row.ratio:6.2f} x "
         f"[{row.ratio_low:.2f}, {row.ratio_high:.2f}] {peak}"
     )
 

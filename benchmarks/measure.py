@@ -1,7 +1,8 @@
-"""What every benchmark needs: memory followed, times summed up, the commit named."""
+"""What every benchmark needs: memory followed, times summed up, the allocator and the commit named."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import weakref
@@ -14,7 +15,16 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Memory", "commit", "peak_of", "spread"]
+__all__ = ["KEEPING_PAGES", "Memory", "commit", "mode", "peak_of", "spread"]
+
+# glibc then takes memory from one growing heap, and never gives it back.
+KEEPING_PAGES = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
+
+
+def mode() -> str:
+    """What is timed, and under which allocator."""
+    keeping = "mmap_max=0" in os.environ.get("GLIBC_TUNABLES", "")
+    return "forward + backward" + (", pages kept" if keeping else "")
 
 
 def spread(values: list[float]) -> list[float]:

@@ -7,9 +7,8 @@ import importlib
 import math
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.peers import mmseg_loss_file, version_of
+from benchmarks.problem import IGNORED, SMALL, Loss, Problem, Weights, ranked
 from topkloss import average_top_k_cross_entropy, topk_weights
 from topkloss.kernels import native, operators
 
@@ -25,13 +25,11 @@ __all__ = [
     "COMPILED",
     "COPY",
     "FRESH_COPY",
-    "IGNORED",
     "KERNEL",
-    "SMALL",
-    "Problem",
     "Provider",
     "in_kept_buffer",
     "native_providers",
+    "plain",
     "providers",
 ]
 
@@ -39,96 +37,11 @@ KERNEL = "top-k cross-entropy"
 BASELINE = "F.cross_entropy, mean"
 COMPILED = "F.cross_entropy, mean, compiled"
 COPY, FRESH_COPY = "copy of the logits", "copy into fresh memory"
-IGNORED = -100  # no class, however many there are
-SHARE_IGNORED = 0.05
 
-# Up to so many logits, the choice by size and the loop over samples are measured, and memory is not followed.
-SMALL = 200_000
+# In ranks: a number of elements that is not whole, or so many of each image, is another one for some packages.
+SLACK = 3
 
 Value = Callable[[Tensor, Tensor, float], Tensor]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Logits and targets, and the right answers in float64.
-
-    Attributes:
-        logits: Shape (N, C) or (N, C, d1, ...).
-        targets: Classes, `IGNORED` for about one in twenty: so that every fraction counts a whole number of elements,
-            and of each of two images.
-    """
-
-    logits: Tensor
-    targets: Tensor
-
-    @classmethod
-    def of(cls, shape: Sequence[int], dtype: torch.dtype) -> Problem:
-        """Normal logits, of which the target's are larger: easy elements and hard ones, as in a trained network."""
-        generator = torch.Generator().manual_seed(0)
-        logits = torch.randn(*shape, generator=generator)
-        places = (shape[0], *shape[2:])
-        targets = torch.randint(shape[1], places, generator=generator)
-        logits.mul_(2).scatter_add_(1, targets.unsqueeze(1), 6 * torch.rand(places, generator=generator).unsqueeze(1))
-        n = targets.numel()
-        counted = int(n * (1 - SHARE_IGNORED)) // 20 * 20
-        left_out = torch.randperm(n, generator=generator)[: n - counted]
-        targets.view(-1)[left_out] = IGNORED
-        return cls(logits.to(dtype), targets)
-
-    @property
-    def name(self) -> str:
-        """As the ledger has it."""
-        return f"{' x '.join(map(str, self.logits.shape))} {str(self.logits.dtype).removeprefix('torch.')}"
-
-    @cached_property
-    def counted(self) -> int:
-        """How many elements are not ignored."""
-        return int((self.targets != IGNORED).sum())
-
-    def k(self, fraction: float) -> int:
-        """How many elements are averaged."""
-        return round(fraction * self.counted)
-
-    def outputs(self) -> Tensor:
-        """The logits as a network hands them over: written anew, in need of a gradient, no leaf."""
-        return _Network.apply(torch.zeros((), requires_grad=True), self.logits)  # type: ignore[no-any-return]
-
-    @cached_property
-    def losses(self) -> Tensor:
-        """In float64; -inf where ignored."""
-        own = self.targets.masked_fill(self.targets == IGNORED, 0)
-        losses = F.cross_entropy(self.logits.double(), own, reduction="none")
-        return losses.masked_fill(self.targets == IGNORED, -torch.inf)
-
-    @cached_property
-    def slopes(self) -> Tensor:
-        """The gradient of each element's own loss: computed in float64, kept in float32."""
-        own = self.targets.masked_fill(self.targets == IGNORED, 0).unsqueeze(1)
-        return self.logits.double().softmax(1).scatter_add_(1, own, -torch.ones_like(own, dtype=torch.float64)).float()
-
-    def expected(self, fraction: float) -> tuple[float, Tensor, Tensor]:
-        """The value; the weights; and whose weight rounding cannot change: what is two ranks off, and a margin."""
-        k = self.k(fraction)
-        ordered = self.losses.flatten().sort(descending=True).values
-        weights = torch.where(self.losses >= ordered[k - 1], 1 / k, 0.0)
-        if k == self.counted:
-            return float(ordered[:k].mean()), weights, self.targets != IGNORED
-        above, below = ordered[max(k - 3, 0)], ordered[min(k + 2, self.counted - 1)]
-        margin = (1e-5 if self.logits.dtype == torch.float32 else 1e-2) * (1 + float(ordered[k - 1]))
-        sure = (self.losses > above + margin) | ((self.losses < below - margin) & (self.targets != IGNORED))
-        return float(ordered[:k].mean()), weights, sure
-
-
-class _Network(torch.autograd.Function):
-    """Stands for what computes the logits."""
-
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, logits: Tensor) -> Tensor:
-        return logits.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.new_zeros(()), None
 
 
 @dataclass(frozen=True)
@@ -145,21 +58,27 @@ class Provider:
     averages_all: bool = False
     divides_by_all: bool = False
 
-    def scale(self, problem: Problem, fraction: float) -> float:
-        """What the loss is of the average of the selected."""
-        return problem.k(fraction) / problem.targets.numel() if self.divides_by_all else 1.0
+    def at(self, fraction: float) -> Loss:
+        """What computes the loss of this fraction."""
+        return lambda outputs, targets: self.value(outputs, targets, fraction)
+
+    def weights(self, problem: Problem, fraction: float) -> Weights:
+        """What it makes of the losses."""
+        k = problem.k(fraction)
+        right = ranked(problem.losses, problem.counted if self.averages_all else k, slack=SLACK, margin=problem.margin)
+        return right.scaled(k / problem.targets.numel()) if self.divides_by_all else right
 
 
 def providers(problem: Problem, *, compiles: bool) -> dict[str, Provider]:
     """Who is there, and fit for the problem; the baseline first."""
-    found = {BASELINE: Provider(_plain, averages_all=True)}
+    found = {BASELINE: Provider(plain, averages_all=True)}
     found |= {name: Provider(value) for name, value in native_providers().items()}
     found["torch"] = Provider(_ours(backend="torch"))
     if problem.logits.numel() <= SMALL:
         found["auto"] = Provider(_ours(backend="auto"))
     found["cross-entropy, topk, mean"] = Provider(lambda x, y, f: _naive(x, y, problem.k(f)))
     if compiles:
-        found[COMPILED] = Provider(torch.compile(_plain), averages_all=True)
+        found[COMPILED] = Provider(torch.compile(plain), averages_all=True)
         naive = torch.compile(_naive)
         found["cross-entropy, topk, mean, compiled"] = Provider(lambda x, y, f: naive(x, y, problem.k(f)))
     found |= _peers(problem)
@@ -194,7 +113,8 @@ def _ours(**given: Any) -> Value:
     return lambda x, y, f: average_top_k_cross_entropy(x, y, fraction=f, ignore_index=IGNORED, **given)
 
 
-def _plain(outputs: Tensor, targets: Tensor, fraction: float) -> Tensor:
+def plain(outputs: Tensor, targets: Tensor, fraction: float = 1.0) -> Tensor:
+    """The baseline: all elements, whatever the fraction."""
     return F.cross_entropy(outputs, targets, ignore_index=IGNORED)
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import average_top_k, cross_entropy, instructions, kth_largest, providers, speed
+from benchmarks import average_top_k, cross_entropy, instructions, kth_largest, providers, speed, ways
 from benchmarks.cases import BASELINE, FRACTIONS, cases
 from benchmarks.ledger import LEDGER, Row, read, rows_of, take_turns, write
-from benchmarks.measure import Memory, peak_of
-from benchmarks.providers import Problem, Provider
+from benchmarks.measure import KEEPING_PAGES, Memory, mode, peak_of
+from benchmarks.problem import IGNORED, Problem, ranked
+from benchmarks.providers import Provider
 from topkloss import average_top_k_cross_entropy
 from topkloss.kernels import native
 
@@ -61,7 +62,7 @@ def test_the_committed_ledger_can_be_read() -> None:
     with LEDGER.open(newline="", encoding="utf-8") as file:
         assert csv.DictReader(file).fieldnames == [field.name for field in fields(Row)]
     rows = read()
-    assert {row.kernel for row in rows} == {average_top_k.KERNEL, kth_largest.KERNEL, providers.KERNEL}
+    assert {row.kernel for row in rows} == {average_top_k.KERNEL, kth_largest.KERNEL, providers.KERNEL, ways.KERNEL}
     assert len({row.key for row in rows}) == len(rows)
 
 
@@ -132,9 +133,7 @@ def test_the_kept_buffer_holds_the_gradient(monkeypatch: pytest.MonkeyPatch) -> 
     step(problem.logits.clone())
     step(problem.logits.clone())
     leaf = problem.logits.clone().requires_grad_()
-    average_top_k_cross_entropy(
-        leaf, problem.targets, fraction=0.3, ignore_index=providers.IGNORED, backend="torch"
-    ).backward()
+    average_top_k_cross_entropy(leaf, problem.targets, fraction=0.3, ignore_index=IGNORED, backend="torch").backward()
     assert given[0] is given[1]
     assert leaf.grad is not None
     assert torch.allclose(given[0].view_as(leaf), leaf.grad, atol=1e-7)
@@ -166,9 +165,49 @@ def test_another_selection_is_not_timed() -> None:
 
 def test_an_allocator_that_keeps_its_pages_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    assert cross_entropy.mode() == "forward + backward"
-    monkeypatch.setenv("GLIBC_TUNABLES", cross_entropy.KEEPING_PAGES)
-    assert cross_entropy.mode() == "forward + backward, pages kept"
+    assert mode() == "forward + backward"
+    monkeypatch.setenv("GLIBC_TUNABLES", KEEPING_PAGES)
+    assert mode() == "forward + backward, pages kept"
+
+
+# every way to it
+
+
+@pytest.mark.parametrize("shape", ["64 10", "2 5 8 8"])
+def test_every_way_at_toy_size(shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = tmp_path / "results.csv"
+    ways.main(["--shape", *shape.split(), "--turns", "3", "--ledger", str(ledger)])
+    rows = read(ledger)
+    assert {row.provider for row in rows} == {*ways.ways()}
+    assert capsys.readouterr().out.count("\n") == len(rows)
+    assert all(0 < row.fraction <= 1 and row.threads == torch.get_num_threads() for row in rows)
+    assert all(row.ratio == 1 for row in rows if row.provider == providers.BASELINE)
+    table = speed.of_ways(rows)
+    assert all(name in table for name in ways.ways() if not name.endswith(ways.IN_PLACE))
+
+
+def test_nearly_all_weights_of_every_way_are_judged() -> None:
+    problem = Problem.of((2, 5, 32, 32), torch.float32)
+    for name, way in ways.ways().items():
+        right = way.right(problem)
+        assert float(right.each.sum()) == pytest.approx(1), name
+        assert int(right.sure.sum()) > 0.99 * problem.counted, name
+
+
+def test_another_loss_of_the_same_logits_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = ways.ways()
+    wrong = replace(every["OHEMLoss(CrossEntropy())"], loss=every["AverageTopKCrossEntropyLoss"].loss)
+    monkeypatch.setattr(ways, "ways", lambda: {providers.BASELINE: every[providers.BASELINE], "wrong": wrong})
+    with pytest.raises(AssertionError, match="wrong"):
+        ways.measure(Problem.of((64, 10), torch.float32), 2)
+
+
+def test_the_mass_between_two_ranks() -> None:
+    losses = torch.tensor([1.0, -torch.inf, 4.0, 2.0, 3.0], dtype=torch.float64)
+    between = ranked(losses, 2.5, start=1.0, margin=0.0)
+    assert between.each.tolist() == pytest.approx([0, 0, 0, 0.5 / 1.5, 1 / 1.5])
+    assert between.sure.tolist() == [True, False, True, True, True]
+    assert ranked(losses, 2.0, margin=0.3).sure.tolist() == [True, False, False, False, False]
 
 
 # the k-th largest
