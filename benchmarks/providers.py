@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from benchmarks.peers import mmseg_loss_file, version_of
 from benchmarks.problem import IGNORED, SMALL, Loss, Problem, Weights, ranked
 from topkloss import average_top_k_cross_entropy, topk_weights
-from topkloss.kernels import native, operators
+from topkloss.kernels import native
 
 __all__ = [
     "BASELINE",
@@ -96,12 +96,11 @@ def native_providers() -> dict[str, Value]:
 
 def in_kept_buffer(problem: Problem, fraction: float) -> Callable[[Tensor], None]:
     """The native kernels, writing their gradient into memory that is there already; the caller gives the logits."""
-    kept = operators.by_positions(torch.zeros_like(problem.logits))
-    targets = operators.like_positions(problem.targets, kept)
+    kept, targets = torch.zeros_like(problem.logits), problem.targets
     settings: dict[str, Any] = {"class_weight": None, "smoothing": 0.0}
 
     def step(logits: Tensor) -> None:
-        logits, counts = operators.by_positions(logits), targets != IGNORED
+        counts = targets != IGNORED
         losses, _ = native.cross_entropy(logits, targets, counts=counts, **settings)
         weights = topk_weights(losses, fraction=fraction, mask=counts)
         native.gradient(weights, logits, targets, counts=counts, **settings, out=kept)

@@ -10,7 +10,6 @@ takes ``inplace=True``, that too. Rows go into `results.csv`; their fraction is 
 from __future__ import annotations
 
 import argparse
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -60,9 +59,9 @@ class Way:
 def ways() -> dict[str, Way]:
     """All of them, the baseline first; those in place at the end."""
     found = {BASELINE: Way(plain, lambda problem: _top(problem, 1.0))}
-    found |= _of_criterion({}) | {"AverageTopKLoss(nn.CrossEntropyLoss())": Way(_of_torch(), _top)} | _of_elements({})
-    last = _of_criterion({"inplace": True})
-    last |= _of_elements({"inplace": True}) if "inplace" in inspect.signature(CrossEntropy).parameters else {}
+    of_torch = AverageTopKLoss(nn.CrossEntropyLoss(reduction="none", ignore_index=IGNORED), fraction=FRACTION)
+    found |= _of_criterion({}) | {"AverageTopKLoss(nn.CrossEntropyLoss())": Way(of_torch, _top)} | _of_elements({})
+    last = _of_criterion({"inplace": True}) | _of_elements({"inplace": True})
     return found | {name + IN_PLACE: way for name, way in last.items()}
 
 
@@ -94,12 +93,6 @@ def _of_elements(given: dict[str, Any]) -> dict[str, Way]:
             AverageTopKLoss(loss, fraction=FRACTION, within="class"), lambda problem: _grouped(problem, problem.targets)
         ),
     }
-
-
-def _of_torch() -> Loss:
-    """Torch's own loss does not say what it ignores: a mask does."""
-    criterion = AverageTopKLoss(nn.CrossEntropyLoss(reduction="none", ignore_index=IGNORED), fraction=FRACTION)
-    return lambda outputs, targets: criterion(outputs, targets, mask=targets != IGNORED)
 
 
 def _top(problem: Problem, fraction: float = FRACTION) -> Weights:

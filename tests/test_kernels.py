@@ -230,10 +230,7 @@ def test_ties_are_no_less_exact_than_torch(seed: int) -> None:
 
 def scores_of(outputs: Tensor, targets: Tensor) -> Tensor:
     """What the native kernel ranks by."""
-    places = outputs.t().unsqueeze(0) if outputs.dim() == 2 else outputs
-    labels = targets.reshape(places.shape[0], -1)
-    losses, _ = native.cross_entropy(places, labels, counts=None, class_weight=None, smoothing=0.0)
-    return losses.reshape(targets.shape)
+    return native.cross_entropy(outputs, targets, counts=None, class_weight=None, smoothing=0.0)[0]
 
 
 @built
@@ -321,7 +318,7 @@ def test_the_kth_largest_of_any_distribution(n: int, dtype: torch.dtype, threads
         for share, number in itertools.product([1e-9, 0.003, 0.1, 0.5, 0.9, 1.0], [1, 3]):
             threads(number)
             k = max(1, round(share * n))
-            found = native.kth_largest(native.Line.of(scores), k)
+            found = native.kth_largest(native.Line(scores), k)
             expected = ordered[k - 1]
             assert found[0] == expected, (name, k)
             assert found[1] == (scores > expected).sum()
@@ -343,7 +340,7 @@ def test_what_counts_and_what_an_interval_of_it_weighs(n: int, number: int, thre
         held = torch.ones(n, dtype=torch.float64) if mass is None else mass.double()
         held = held if counts is None else held * counts
         spoiled = scores.masked_fill(held == 0, math.nan)
-        line = native.Line.of(spoiled, mass, counts)
+        line = native.Line(spoiled, mass, counts)
         total, nan, wrong = native.count(line)
         assert (total, nan, wrong) == (float(held.sum()), False, -1), name
         if total == 0:
@@ -381,7 +378,7 @@ def test_groups_are_laid_side_by_side_and_weighed_by_their_own_interval(
     mass = None if weighing is None else torch.randint(0, 3, (n,), generator=generator).to(weighing)
     held = counts.double() if mass is None else counts * mass.double()
     index = torch.randint(-2, 4, (n,), generator=generator).masked_fill(held == 0, 2**40)
-    line = native.Line.of(scores, mass, counts)
+    line = native.Line(scores, mass, counts)
     groups = native.groups_by(line, index)
     numbers = index[held > 0].unique().tolist()
     assert (groups.first, groups.number) == (numbers[0], numbers[-1] - numbers[0] + 1)
@@ -392,7 +389,7 @@ def test_groups_are_laid_side_by_side_and_weighed_by_their_own_interval(
         assert torch.equal(part.tensors[0], scores[inside])
         assert mass is None or torch.equal(torch.as_tensor(part.tensors[1]), mass[inside])
     in_three = torch.arange(n) // (n // 3)
-    for of, each, least in ((groups, index, groups.first), (native.Groups.of(None, 0, 3), in_three, 0)):
+    for of, each, least in ((groups, index, groups.first), (native.Groups(None, 0, 3), in_three, 0)):
         intervals = [native.Interval(end / 4, 0.5, 1 / (end + 1), 1.0, 0.0) for end in range(of.number)]
         ends = torch.tensor([interval.end for interval in intervals])[(each - least).clamp(0, of.number - 1)]
         scales = torch.tensor([interval.scale for interval in intervals], dtype=torch.float64)
@@ -407,9 +404,9 @@ def test_groups_are_laid_side_by_side_and_weighed_by_their_own_interval(
 
 @built
 def test_groups_far_apart_are_more_than_there_are_elements() -> None:
-    line = native.Line.of(torch.zeros(3))
+    line = native.Line(torch.zeros(3))
     assert native.groups_by(line, torch.tensor([-(2**63), 0, 2**63 - 1])).number == 4
-    nothing = native.Line.of(torch.zeros(3), None, torch.zeros(3, dtype=torch.bool))
+    nothing = native.Line(torch.zeros(3), None, torch.zeros(3, dtype=torch.bool))
     assert native.groups_by(nothing, torch.tensor([1, 2, 3])).number == 0
 
 
@@ -420,9 +417,9 @@ def test_a_mass_that_is_none_is_found_where_it_counts() -> None:
         mass = torch.ones(100_000)
         mass[[70_000, 90_000]] = bad
         counts[70_000] = True
-        assert native.count(native.Line.of(scores, mass, counts))[2] == 70_000
+        assert native.count(native.Line(scores, mass, counts))[2] == 70_000
         counts[70_000] = False
-        assert native.count(native.Line.of(scores, mass, counts))[2] == 90_000
+        assert native.count(native.Line(scores, mass, counts))[2] == 90_000
 
 
 @built
@@ -439,7 +436,7 @@ def test_the_kth_largest_by_mass(n: int, number: int, threads: Callable[[int], N
         for share in (1e-9, 0.1, 0.5, 1.0):
             need = share * float(mass.sum())
             expected = ordered[(reached < need).sum()]
-            found = native.kth_largest(native.Line.of(scores, mass), need)
+            found = native.kth_largest(native.Line(scores, mass), need)
             assert found[0] == expected, (name, share)
             assert found[1] == mass[scores > expected].sum()
             assert found[2] == mass[scores == expected].sum()
@@ -456,7 +453,7 @@ def test_pivots_that_miss_are_made_good() -> None:
     scores = torch.rand(n, generator=torch.Generator().manual_seed(0)) + 1
     scores[seen] = 0.0
     for k in (1, 1000, n // 2, n - 10):
-        assert native.kth_largest(native.Line.of(scores), k)[0] == scores.sort(descending=True).values[k - 1]
+        assert native.kth_largest(native.Line(scores), k)[0] == scores.sort(descending=True).values[k - 1]
 
 
 @built

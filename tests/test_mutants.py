@@ -119,7 +119,7 @@ def all_ties_whole(ranking: TensorRanking, score: Tensor, part: Tensor) -> Tenso
 def whole_numbers_of_elements(ranking: NativeRanking, wanted: Scalar) -> tuple[float, float, float]:
     """`k` counts elements, whatever their mass."""
     scores, _, mask = ranking.line.tensors
-    return native.kth_largest(native.Line.of(scores, None, mask), float(wanted)) if wanted > 0 else (-math.inf, 0, 0)
+    return native.kth_largest(native.Line(scores, None, mask), float(wanted)) if wanted > 0 else (-math.inf, 0, 0)
 
 
 def by_interpolated_quantile(scores: Tensor, mass: Tensor | None, wanted: Tensor) -> KthLargest:
@@ -291,20 +291,20 @@ def all_alike(grad_output: Tensor) -> Tensor:
     return torch.full_like(grad_output, float(grad_output.sum()) / max(grad_output.numel(), 1))
 
 
-def native_slope_of_all(grad_output: Tensor, *of: Any, **given: Any) -> None:
-    right_native_gradient(all_alike(grad_output), *of, **given)
+def native_slope_of_all(grad_output: Tensor, *of: Any, **given: Any) -> Tensor:
+    return right_native_gradient(all_alike(grad_output), *of, **given)
 
 
-def portable_slope_of_all(grad_output: Tensor, *of: Any, **given: Any) -> None:
-    right_portable_gradient(all_alike(grad_output), *of, **given)
+def portable_slope_of_all(grad_output: Tensor, *of: Any, **given: Any) -> Tensor:
+    return right_portable_gradient(all_alike(grad_output), *of, **given)
 
 
 def without_the_tied(line: native.Line, by: Any, losses: Tensor, groups: Any) -> float:
     return right_native_sum(line, [one._replace(end_part=0.0) for one in by], losses, groups)
 
 
-def all_of_the_tied(line: native.Line, by: Any, out: Tensor, groups: Any) -> None:
-    right_native_weights(line, [one._replace(end_part=1.0) for one in by], out, groups)
+def all_of_the_tied(line: native.Line, by: Any, out: Tensor, groups: Any, **given: Any) -> None:
+    right_native_weights(line, [one._replace(end_part=1.0) for one in by], out, groups, **given)
 
 
 def from_the_largest_on(line: native.Line, by: Any, losses: Tensor, groups: Any) -> float:
@@ -313,7 +313,7 @@ def from_the_largest_on(line: native.Line, by: Any, losses: Tensor, groups: Any)
 
 def whatever_the_mask(line: native.Line, by: Any, losses: Tensor, groups: Any) -> float:
     scores, mass, _ = line.tensors
-    return right_native_sum(native.Line.of(scores, mass), by, losses, groups)
+    return right_native_sum(native.Line(scores, mass), by, losses, groups)
 
 
 def blind_to_nan(line: native.Line) -> tuple[float, bool, int]:

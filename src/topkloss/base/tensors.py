@@ -23,19 +23,23 @@ def values_are_readable(tensor: Tensor) -> bool:
 
 def memory_is_readable(*tensors: Tensor | None) -> bool:
     """Whether a kernel may read these behind the back of torch: nobody follows the operations on them."""
-    return not (_is_traced() or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0) and all(
-        tensor is None or (_is_plain(tensor) and not torch._C._functorch.is_legacy_batchedtensor(tensor))
-        for tensor in tensors
-    )
+    if _is_traced() or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    for tensor in tensors:  # a loop: every call of a criterion comes here, and a generator costs as much as a check
+        if tensor is None:
+            continue
+        if not _is_plain(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor):
+            return False
+    return True
 
 
 def _is_traced() -> bool:
     """Whether torch.compile, torch.func or torch.jit.trace follows what happens."""
-    return bool(torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing())
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
+    return (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter) and tensor.is_cpu
 
 
 def computing_dtype(tensor: Tensor) -> torch.dtype:

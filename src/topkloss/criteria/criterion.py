@@ -84,8 +84,11 @@ class OfElements(nn.Module):
             elements = self._elements(outputs, targets, mask, None).of_samples()._replace(sample_weight=sample_weight)
         if scores is not None:
             elements = elements._replace(scores=scores)
+        ranked_by = self._scores(elements, targets)
+        if ranked_by is not elements.scores:
+            elements = elements._replace(scores=ranked_by)
         of_pixels = self.level == "element" and not isinstance(self.loss, RegionLoss)
-        return elements._replace(scores=self._scores(elements, targets), scale=scale if of_pixels else 1.0)
+        return elements._replace(scale=scale) if of_pixels and scale != 1.0 else elements
 
     def total(self, selection: Selection) -> Tensor:
         """The loss, of what `select` returned."""

@@ -97,6 +97,7 @@ class DualAverageTopKLoss(OfElements):
             omitted=ranking.omitted,
             _weights=TensorWeights(weights, threshold),
             _rankings=ranking,
+            _versions=None,  # its weights are written
         )
 
     def _rank_by_torch(self, elements: Callable[[], Elements], method: str) -> tuple[Elements, TensorRanking]:

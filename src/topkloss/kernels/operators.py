@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 
 from topkloss.base.tensors import computing_dtype, memory_is_readable
 from topkloss.kernels import native, portable
+from topkloss.kernels.layout import laid_out
 
 Backend = Literal["auto", "torch", "native"]
 
@@ -48,65 +49,33 @@ def cross_entropy(
     Returns:
         Losses; and scores, the losses without smoothing, which carry no gradient: None where nothing is smoothed.
     """
-    smoothed: tuple[Tensor | None, float] = (class_weight, smoothing)
     readable = memory_is_readable(outputs, targets, counts)
     served = _served(outputs, targets, counts, backend, readable)
     if served is None:
-        composed = {"class_weight": class_weight, "smoothing": smoothing}
-        losses, scores = portable.composed(outputs, targets, counts=counts, **composed)  # type: ignore[arg-type]
+        losses, scores = portable.composed(
+            outputs, targets, counts=counts, class_weight=class_weight, smoothing=smoothing
+        )
     elif readable:
         inplace = inplace and served and torch.is_grad_enabled() and outputs.requires_grad
-        losses, scores = _CrossEntropy.apply(outputs, targets, counts, *smoothed, served, inplace)
+        losses, scores = _CrossEntropy.apply(outputs, targets, counts, class_weight, (smoothing, served, inplace))
     else:
-        logits = by_positions(outputs)
-        of_elements = [None if one is None else like_positions(one, logits) for one in (targets, counts)]
-        losses, scores = (
-            one.view(targets.shape) if one.numel() == targets.numel() else one
-            for one in torch.ops.topkloss.cross_entropy(logits, *of_elements, *smoothed, served)
-        )
+        losses, scores = torch.ops.topkloss.cross_entropy(outputs, targets, counts, class_weight, smoothing, served)
     return losses, scores if smoothing else None
-
-
-def native_serves(outputs: Tensor) -> bool:
-    """Whether the native kernels can compute with these logits."""
-    return outputs.device.type == "cpu" and outputs.dtype in native.TYPES and native.is_available()
 
 
 def _served(outputs: Tensor, targets: Tensor, counts: Tensor | None, backend: Backend, readable: bool) -> bool | None:
     """By the native kernels (True), by the portable ones (False), or by neither: torch must see through it (None)."""
-    if outputs.numel() == 0 or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if outputs.numel() == 0:
         return None
-    # beside tensors of another device the portable ones fail, with torch's own words
-    here = targets.device == outputs.device and (counts is None or counts.device == outputs.device)
-    if backend != "torch" and native_serves(outputs):
-        return here
-    return False if backend == "torch" or readable else None
-
-
-def by_positions(outputs: Tensor) -> Tensor:
-    """Logits as (samples, classes, positions), one of the inner strides 1: a view wherever one does it."""
-    outputs = outputs.resolve_neg()
-    view = outputs.flatten(1).t().unsqueeze(0) if _one_position_each(outputs) else outputs.flatten(2)
-    dense = view.is_contiguous() or view.transpose(1, 2).is_contiguous()
-    return view if dense else view.contiguous()
-
-
-def _like_outputs(gradient: Tensor, outputs: Tensor) -> Tensor:
-    """The gradient of logits by positions, in the shape of the outputs."""
-    if _one_position_each(outputs):
-        return gradient.squeeze(0).t().view(outputs.shape)
-    like: Tensor = gradient.unflatten(2, outputs.shape[2:])  # type: ignore[no-untyped-call]
-    return like
-
-
-def _one_position_each(outputs: Tensor) -> bool:
-    """Whether a sample is one element; then the samples are the positions."""
-    return outputs.numel() == outputs.shape[0] * outputs.shape[1]
-
-
-def like_positions(tensor: Tensor, logits: Tensor) -> Tensor:
-    """One number for each element, as (samples, positions)."""
-    return tensor.reshape(logits.shape[0], logits.shape[2]).contiguous()
+    native_serves = backend != "torch" and outputs.dtype in native.TYPES and native.is_available()
+    if readable:  # on the CPU, all of it
+        return native_serves
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return None
+    if native_serves and outputs.is_cpu:
+        # beside tensors of another device the portable ones fail, with torch's own words
+        return targets.is_cpu and (counts is None or counts.is_cpu)
+    return False if backend == "torch" else None
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -122,46 +91,45 @@ class _CrossEntropy(torch.autograd.Function):
         targets: Tensor,
         counts: Tensor | None,
         class_weight: Tensor | None,
-        smoothing: float,
-        use_native: bool,
-        inplace: bool,
+        settings: tuple[float, bool, bool],
     ) -> tuple[Tensor, Tensor | None]:
+        smoothing, use_native, inplace = settings
         if inplace and (outputs.is_leaf or (outputs._base is not None and outputs._base.is_leaf)):
             raise ValueError(
                 "`outputs` must be computed by the model for inplace=True; got a leaf or a view of one, which its own "
                 "gradient would overwrite. Pass inplace=False."
             )
-        logits, shape = by_positions(outputs), targets.shape
-        targets = like_positions(targets, logits)
-        counts = None if counts is None else like_positions(counts, logits)
         losses, scores = _kernels(use_native).cross_entropy(
-            logits, targets, counts=counts, class_weight=class_weight, smoothing=smoothing
+            outputs, targets, counts=counts, class_weight=class_weight, smoothing=smoothing
         )
         ctx.save_for_backward(outputs, targets, counts, class_weight)
-        ctx.settings = (smoothing, use_native)
-        ctx.inplace = inplace
+        ctx.settings = settings
         if not smoothing:
-            return losses.view(shape), None
-        scores = scores.view(shape)
+            return losses, None
         ctx.mark_non_differentiable(scores)
-        return losses.view(shape), scores
+        return losses, scores
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         outputs, targets, counts, class_weight = ctx.saved_tensors  # raises where they were overwritten already
-        logits, inplace = by_positions(outputs), ctx.inplace
-        grad_output = like_positions(grad_output, logits)
+        smoothing, use_native, inplace = ctx.settings
         if torch.is_grad_enabled() or not memory_is_readable(grad_output):
-            gradient = _backward(grad_output, logits, targets, counts, class_weight, *ctx.settings)
-            return _like_outputs(gradient, outputs), *(None,) * 6
-        out = logits.detach() if inplace else torch.empty_like(logits)
-        smoothed = {"class_weight": class_weight, "smoothing": ctx.settings[0]}
-        _kernels(ctx.settings[1]).gradient(grad_output, logits, targets, counts=counts, **smoothed, out=out)
-        gradient = _like_outputs(out, outputs)
+            gradient = _backward(grad_output, outputs, targets, counts, class_weight, smoothing, use_native)
+            return gradient, None, None, None, None
+        logits = laid_out(outputs)
+        gradient = _kernels(use_native).gradient(
+            grad_output,
+            logits,
+            targets,
+            counts=counts,
+            class_weight=class_weight,
+            smoothing=smoothing,
+            out=logits.detach() if inplace else None,
+        )
         if inplace:
             torch.autograd.graph.increment_version(outputs)
             outputs.data = outputs.new_empty(0)
-        return gradient, *(None,) * 6
+        return gradient, None, None, None, None
 
 
 def _kernels(use_native: bool) -> Any:
@@ -169,33 +137,32 @@ def _kernels(use_native: bool) -> Any:
 
 
 def _losses(
-    logits: Tensor,
+    outputs: Tensor,
     targets: Tensor,
     counts: Tensor | None,
     class_weight: Tensor | None,
     smoothing: float,
     use_native: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Losses and scores of logits by positions; the scores empty where nothing is smoothed."""
+    """Losses and scores; the scores empty where nothing is smoothed."""
     given = {"counts": counts, "class_weight": class_weight, "smoothing": smoothing}
-    losses, scores = _kernels(use_native).cross_entropy(logits, targets, **given)
+    losses, scores = _kernels(use_native).cross_entropy(outputs, targets, **given)
     return losses, scores if smoothing else losses.new_empty(0)
 
 
 def _gradient(
     grad_output: Tensor,
-    logits: Tensor,
+    outputs: Tensor,
     targets: Tensor,
     counts: Tensor | None,
     class_weight: Tensor | None,
     smoothing: float,
     use_native: bool,
 ) -> Tensor:
-    """The gradient in the logits, in their strides."""
-    out = torch.empty_like(logits)
-    given = {"counts": counts, "class_weight": class_weight, "smoothing": smoothing, "out": out}
-    _kernels(use_native).gradient(grad_output.contiguous(), logits, targets, **given)
-    return out
+    """The gradient in the logits."""
+    given = {"counts": counts, "class_weight": class_weight, "smoothing": smoothing}
+    gradient: Tensor = _kernels(use_native).gradient(grad_output, outputs, targets, **given)
+    return gradient
 
 
 def find_kth_largest(scores: Tensor, mass: Tensor | None, need: Tensor) -> Tensor:
@@ -207,7 +174,7 @@ def find_kth_largest(scores: Tensor, mass: Tensor | None, need: Tensor) -> Tenso
         answer = (-torch.inf, 0.0, 0.0)
     else:
         mass = None if mass is None else mass.contiguous()
-        answer = native.kth_largest(native.Line.of(scores.contiguous(), mass), need.item())
+        answer = native.kth_largest(native.Line(scores.contiguous(), mass), need.item())
     return torch.tensor(answer, dtype=torch.float64, device="cpu")
 
 
@@ -218,20 +185,20 @@ kth_largest = torch.library.custom_op("topkloss::kth_largest", find_kth_largest,
 
 @_forward.register_fake
 def _(
-    logits: Tensor,
+    outputs: Tensor,
     targets: Tensor,
     counts: Tensor | None,
     class_weight: Tensor | None,
     smoothing: float,
     use_native: bool,
 ) -> tuple[Tensor, Tensor]:
-    losses = torch.empty_like(targets, dtype=computing_dtype(logits))
+    losses = torch.empty_like(targets, dtype=computing_dtype(outputs))
     return losses, torch.empty_like(losses) if smoothing else losses.new_empty(0)
 
 
 @_backward.register_fake
-def _(grad_output: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(logits)
+def _(grad_output: Tensor, outputs: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(laid_out(outputs))
 
 
 @kth_largest.register_fake
@@ -260,15 +227,15 @@ def _keep_again(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_again(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
-    """Second derivatives, by plain torch; in the logits exactly 0 where grad_output is."""
-    grad_output, logits, targets, counts, class_weight = ctx.saved_tensors
+    """Second derivatives, by plain torch; in the outputs exactly 0 where grad_output is."""
+    grad_output, outputs, targets, counts, class_weight = ctx.saved_tensors
     with torch.enable_grad():
-        factors, x = (tensor.detach().requires_grad_() for tensor in (grad_output, logits))
+        factors, x = (tensor.detach().requires_grad_() for tensor in (grad_output, outputs))
         given: dict[str, Any] = {"counts": counts, "class_weight": class_weight, "smoothing": ctx.smoothing}
         losses, _ = portable.composed(x, targets, **given)
         (first,) = torch.autograd.grad(losses, x, factors, create_graph=True)
-        of_factors, of_logits = torch.autograd.grad(first, (factors, x), direction)
-    return of_factors, of_logits.masked_fill((grad_output == 0).unsqueeze(1), 0), *(None,) * 5
+        of_factors, of_outputs = torch.autograd.grad(first, (factors, x), direction)
+    return of_factors, of_outputs.masked_fill((grad_output == 0).unsqueeze(1), 0), *(None,) * 5
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

@@ -1,6 +1,6 @@
 """The portable kernels: a few positions at a time, so that nothing as large as the logits is kept but the gradient.
 
-They run wherever torch does, and are what the native ones are judged against. Logits have the form
+They run wherever torch does, and are what the native ones are judged against. Inside, logits have the form
 (samples, classes, positions); everything else, one number for each element, the form (samples, positions).
 
 And `composed`, the formula in torch's own operations, which autograd, torch.func and a compiler see through.
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from topkloss.base.arguments import illegal_target
 from topkloss.base.tensors import computing_dtype, only_counted, values_are_readable
+from topkloss.kernels.layout import laid_out, layout_of
 
 # Logits that are computed with at a time: copies of so many stay in the cache.
 CHUNK = 2**18
@@ -88,23 +89,23 @@ def _are_classes(targets: Tensor, classes: int) -> bool:
 
 
 def cross_entropy(
-    logits: Tensor, targets: Tensor, *, counts: Tensor | None, class_weight: Tensor | None, smoothing: float
+    outputs: Tensor, targets: Tensor, *, counts: Tensor | None, class_weight: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """Losses, 0 where not counted, and scores: the losses without smoothing (without any, the same tensor).
 
     Args:
-        logits: Floating point, (samples, classes, positions).
-        targets: int64, (samples, positions).
-        counts: Bool, shaped like the targets; None = all count.
-        class_weight: Of the smoothed part, (classes,); None = 1 each.
-        smoothing: Share of the target that is spread over the classes.
+        outputs, targets, counts, class_weight, smoothing: See `composed`; without gradient.
 
     Raises:
         ValueError: If a counted target is no class, where values can be read; elsewhere its loss is NaN.
     """
-    losses = torch.empty_like(targets, dtype=computing_dtype(logits))
+    outputs = laid_out(outputs)
+    losses = torch.empty_like(targets, dtype=computing_dtype(outputs), memory_format=torch.contiguous_format)
     scores = torch.empty_like(losses) if smoothing else losses
     given: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
+    logits = layout_of(outputs).of(outputs)
+    losses_to, scores_to, targets = (_by_positions(one, logits) for one in (losses, scores, targets))
+    counts = None if counts is None else _by_positions(counts, logits)
     for sample, part in _chunks(logits):
         x, target = logits[sample, :, part], targets[sample, part]
         own = None if counts is None else counts[sample, part]
@@ -115,41 +116,53 @@ def cross_entropy(
         else:
             own = None if own is None else own[None]
             loss, score = (each[0] for each in composed(x[None], target[None], counts=own, **given))
-        losses[sample, part] = loss
+        losses_to[sample, part] = loss
         if smoothing:
-            scores[sample, part] = score
+            scores_to[sample, part] = score
     return losses, scores
 
 
 def gradient(
     grad_output: Tensor,
-    logits: Tensor,
+    outputs: Tensor,
     targets: Tensor,
     *,
     counts: Tensor | None,
     class_weight: Tensor | None,
     smoothing: float,
-    out: Tensor,
-) -> None:
-    """Writes the gradient in the logits of the sum of the losses times grad_output, which is exactly 0 where that is.
+    out: Tensor | None = None,
+) -> Tensor:
+    """The gradient in the logits of the sum of the losses times grad_output; exactly 0 where that is.
 
     Args:
         grad_output: In the dtype of the losses, shaped like the targets.
-        logits, targets, counts, class_weight, smoothing: As `cross_entropy` took them.
-        out: Of the dtype, shape and strides of the logits.
+        outputs, targets, counts, class_weight, smoothing: As `cross_entropy` took them.
+        out: Memory for it, of the dtype and strides of what `laid_out` returns of the outputs, which it may be; None =
+            new.
     """
+    outputs = laid_out(outputs)
+    out = torch.empty_like(outputs) if out is None else out
     if counts is not None:
         grad_output = grad_output.masked_fill(~counts, 0)
+    layout = layout_of(outputs)
+    logits, into = layout.of(outputs), layout.of(out)
+    weights, targets = _by_positions(grad_output, logits), _by_positions(targets, logits)
     rows = logits.stride(1) == 1
     for sample, part in _chunks(logits):
-        x, to = (tensor[sample, :, part] for tensor in (logits, out))
+        x, to = (tensor[sample, :, part] for tensor in (logits, into))
         x, to, dim = (x.t(), to.t(), 1) if rows else (x, to, 0)
-        weight = grad_output[sample, part].unsqueeze(dim)
+        weight = weights[sample, part].unsqueeze(dim)
         target = targets[sample, part].unsqueeze(dim).clamp(0, logits.shape[1] - 1)
         each = _gradient(x.to(weight.dtype), target, weight, class_weight, smoothing, dim)
         if not _is_finite(each.select(dim, 0)):  # a NaN is in every class of its element, times a weight of 0 too
             each.masked_fill_(weight == 0, 0)
         to.copy_(each)
+    return out
+
+
+def _by_positions(numbers: Tensor, logits: Tensor) -> Tensor:
+    """One number for each element, as (samples, positions); of contiguous ones a view."""
+    return numbers.reshape(logits.shape[0], logits.shape[2])
 
 
 def _is_finite(numbers: Tensor) -> bool:

@@ -65,6 +65,10 @@ class NativeGroups(Rankings):
         """See `Rankings`."""
         return self.whole.even()
 
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """See `Rankings`."""
+        return self.whole.inputs()
+
     def each_mass(self) -> Tensor:
         """See `Rankings`."""
         return self.whole.each_mass()
@@ -80,7 +84,7 @@ def native_groups(whole: NativeRanking, index: Tensor | None) -> NativeGroups | 
     size = whole.scores.numel()
     if index is None:
         number = whole.scores.shape[0]
-        groups = native.Groups.of(None, 0, number)
+        groups = native.Groups(None, 0, number)
     else:
         groups = native.groups_by(whole.line, index.detach().long().contiguous())
         number = groups.number
@@ -98,7 +102,7 @@ def _slices(line: native.Line, number: int) -> list[native.Line]:
     scores, mass, counts = (None if one is None else one.view(number, -1) for one in line.tensors)
     assert scores is not None
     return [
-        native.Line.of(scores[i], None if mass is None else mass[i], None if counts is None else counts[i])
+        native.Line(scores[i], None if mass is None else mass[i], None if counts is None else counts[i])
         for i in range(number)
     ]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from topkloss.base.arguments import NanPolicy
-from topkloss.base.tensors import Scalar, check_unchanged, computing_dtype, dense, memory_is_readable
+from topkloss.base.tensors import Scalar, computing_dtype, dense, memory_is_readable
 from topkloss.kernels import native
 from topkloss.ranking.ranking import LEAST, Cut, Ranking, Weights, not_a_mass, refuse_nan
 from topkloss.ranking.threshold import needed
@@ -41,7 +41,6 @@ class NativeWeights(Weights):
 
     def dense(self) -> Tensor:
         """See `Weights`."""
-        check_unchanged(self.line.versions, *self.line.tensors)
         out = torch.empty_like(self.line.tensors[0], dtype=self.dtype)
         native.weights(self.line, self.intervals, out, self.groups)
         return out
@@ -59,29 +58,27 @@ class _NativeSum(torch.autograd.Function):
     def forward(ctx: Any, losses: Tensor, weights: NativeWeights) -> Tensor:
         line, dtype = weights.line, weights.dtype
         if ctx.needs_input_grad[0]:
-            kept = (*line.tensors, weights.groups.tensor)
-            ctx.save_for_backward(
-                *(each.clone() if each is not None and each.is_inference() else each for each in kept)
-            )
+            kept: tuple[Tensor | None, ...] = (*line.tensors, weights.groups.index)
+            if any(each is not None and each.is_inference() for each in kept[1:]):
+                kept = tuple(each if each is None else each.clone() for each in kept)  # autograd keeps no such tensor
+            ctx.save_for_backward(*kept)
             ctx.weights, ctx.dtype = weights, losses.dtype
         value = native.weighted_sum(line, weights.intervals, dense(losses, dtype), weights.groups)
         return torch.scalar_tensor(value, dtype=dtype, device="cpu")
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        scores, mass, counts, index = ctx.saved_tensors  # raises where they were changed since
+        *kept, index = ctx.saved_tensors  # raises where they were changed since
         weights: NativeWeights = ctx.weights
-        line = native.Line.of(scores, mass, counts)
-        groups = native.Groups.of(index, weights.groups.first, weights.groups.number)
+        line, groups = weights.line, weights.groups
+        if kept[0] is not line.tensors[0]:  # they were copied, or kept elsewhere meanwhile
+            line, groups = native.Line(*kept), native.Groups(index, groups.first, groups.number)
         intervals, follows = weights.intervals, torch.is_grad_enabled() or not memory_is_readable(grad_output)
-        if not follows:
-            factor = grad_output.item()
-            intervals = [interval._replace(scale=interval.scale * factor) for interval in intervals]
-        gradient = torch.empty_like(scores, dtype=weights.dtype)
-        native.weights(line, intervals, gradient, groups)
+        gradient = torch.empty_like(kept[0], dtype=weights.dtype)
+        native.weights(line, intervals, gradient, groups, factor=1.0 if follows else grad_output.item())
         if follows:
             gradient = torch.where(gradient == 0, 0, grad_output * gradient)
-        return gradient.to(ctx.dtype), None
+        return gradient if gradient.dtype == ctx.dtype else gradient.to(ctx.dtype), None
 
 
 class NativeRanking(Ranking):
@@ -138,9 +135,12 @@ class NativeRanking(Ranking):
         """See `Ranking`."""
         return self.everything()
 
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """See `Rankings`."""
+        return self.line.tensors
+
     def each_mass(self) -> Tensor:
-        """See `Ranking`."""
-        check_unchanged(self.line.versions, *self.line.tensors)
+        """See `Rankings`."""
         scores, mass, counts = self.line.tensors
         mass = torch.ones_like(scores, dtype=torch.float64) if mass is None else mass.double()
         return mass if counts is None else mass.masked_fill(~counts, 0)
@@ -160,7 +160,7 @@ def native_ranking(
     mask = None if mask is None else dense(mask, torch.bool)
     own = torch.float32 if sample_weight is not None and sample_weight.dtype == torch.float32 else torch.float64
     mass = None if sample_weight is None else dense(sample_weight, own)
-    line = native.Line.of(ranked, mass, mask)
+    line = native.Line(ranked, mass, mask)
     total, has_nan, wrong = native.count(line)
     if mass is not None and wrong >= 0:
         raise not_a_mass(mass.view(-1)[wrong])
@@ -169,10 +169,10 @@ def native_ranking(
         nan = losses.isnan() if scores is None else losses.isnan() | ranked.isnan()
         counts = torch.ones_like(nan) if mask is None else mask
         omitted = int((nan & counts if mass is None else nan & counts & (mass > 0)).sum())
-        line = native.Line.of(ranked, mass, counts & ~nan)
+        line = native.Line(ranked, mass, counts & ~nan)
         total, has_nan, _ = native.count(line)
     elif scores is not None:
-        has_nan = has_nan or native.count(native.Line.of(losses, mass, mask))[1]
+        has_nan = has_nan or native.count(native.Line(losses, mass, mask))[1]
     has_nan = has_nan or total == math.inf
     refuse_nan(nan_policy == "raise" and has_nan)
     return NativeRanking(line, 0.0 if has_nan else total, has_nan, omitted, computing_dtype(losses))

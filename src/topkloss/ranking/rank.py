@@ -26,10 +26,9 @@ def rank_all(
     """All that counts in one ranking; see `rank`."""
     check_tensors(losses, mask=mask, sample_weight=sample_weight, scores=scores)
     check_nan_policy(nan_policy)
-    given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "nan_policy": nan_policy}
-    if native.is_available() and memory_is_readable(losses, mask, sample_weight, scores):
-        return native_ranking(losses, **given)
-    return tensor_ranking(losses, **given)
+    served = native.is_available() and memory_is_readable(losses, mask, sample_weight, scores)
+    ranking = native_ranking if served else tensor_ranking
+    return ranking(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
 
 
 def rank(
@@ -56,9 +55,9 @@ def rank(
     Raises:
         TypeError, ValueError: See `topk_threshold`.
     """
-    given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "nan_policy": nan_policy}
     if groups is None and not by_sample:
-        return rank_all(losses, **given)
+        return rank_all(losses, mask=mask, sample_weight=sample_weight, scores=scores, nan_policy=nan_policy)
+    given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "nan_policy": nan_policy}
     check_tensors(losses, mask=mask, sample_weight=sample_weight, scores=scores, groups=groups)
     check_nan_policy(nan_policy)
     if native.is_available() and memory_is_readable(losses, mask, sample_weight, scores, groups):

@@ -81,6 +81,10 @@ class Rankings(ABC):
         """Weights of the plain mean of all that counts, whatever its group."""
 
     @abstractmethod
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """What weights and masses are read of, some of it the caller's own: it must not change until then."""
+
+    @abstractmethod
     def each_mass(self) -> Tensor:
         """What each element counts, float64, shaped like the losses; 0 where not counted."""
 

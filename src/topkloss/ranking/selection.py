@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from topkloss.base.arguments import NanPolicy, check_drop, check_k
-from topkloss.base.tensors import Scalar, choose, larger, smaller
+from topkloss.base.tensors import Scalar, Versions, check_unchanged, choose, larger, smaller, versions_of
 from topkloss.ranking.rank import rank, rank_all
 from topkloss.ranking.ranking import LEAST, Ranking, Rankings, Rule, Weights, requested_mass
 from topkloss.ranking.threshold import SLACK
@@ -56,6 +56,7 @@ class Selection:
     omitted: Tensor
     _weights: Weights = field(repr=False)
     _rankings: Rankings = field(repr=False)
+    _versions: Versions | None = field(repr=False)
     _written: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -80,6 +81,8 @@ class Selection:
 
     def _once(self, name: str, write: Callable[[], Tensor]) -> Tensor:
         if name not in self._written:
+            if self._versions is not None:
+                check_unchanged(self._versions, *self._rankings.inputs())
             self._written[name] = write()
         return self._written[name]
 
@@ -232,6 +235,7 @@ def selection_of(rankings: Rankings, losses: Tensor, weights: Weights) -> Select
         omitted=omitted,
         _weights=weights,
         _rankings=rankings,
+        _versions=None if torch.compiler.is_compiling() else versions_of(*rankings.inputs()),
     )
 
 

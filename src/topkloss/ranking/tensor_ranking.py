@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from topkloss.base.arguments import NanPolicy
-from topkloss.base.tensors import check_unchanged, computing_dtype, part_before, values_are_readable, versions_of
+from topkloss.base.tensors import computing_dtype, part_before, values_are_readable
 from topkloss.ranking.ranking import Ranking, Weights, not_a_mass, refuse_nan
 from topkloss.ranking.threshold import kth_largest
 
@@ -61,8 +61,6 @@ class TensorRanking(Ranking):
     ) -> None:
         self.scores, self.mask, self.mass, self.total = scores, mask, mass, total
         self.has_nan, self.omitted, self.dtype = has_nan, omitted, dtype
-        # a compiled function makes rankings of its own tensors
-        self._versions = None if torch.compiler.is_compiling() else versions_of(mask, mass)
 
     def _kth_largest(self, wanted: Any) -> tuple[Tensor, Tensor, Tensor]:
         score, above, tied = kth_largest(self.scores, self.mass, wanted)
@@ -146,10 +144,12 @@ class TensorRanking(Ranking):
         weights = torch.where(total > 0, mass / total, 0).masked_fill(self.has_nan & (mass > 0), torch.nan)
         return TensorWeights(weights.to(self.dtype), self.scores.new_full((), -torch.inf))
 
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """See `Rankings`."""
+        return self.mask, self.mass
+
     def each_mass(self) -> Tensor:
-        """See `Ranking`."""
-        if self._versions is not None:
-            check_unchanged(self._versions, self.mask, self.mass)
+        """See `Rankings`."""
         mass = torch.ones_like(self.scores, dtype=torch.float64) if self.mass is None else self.mass
         return mass if self.mask is None else mass.masked_fill(~self.mask, 0)
 

@@ -1,0 +1,40 @@
+"""How logits lie in memory, as the kernels read them: samples, classes and positions, one of the inner strides 1."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """Sizes and strides, in numbers: **planes**, positions contiguous, or **rows**, classes contiguous."""
+
+    samples: int
+    classes: int
+    positions: int
+    sample_stride: int
+    class_stride: int
+    position_stride: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """A tensor that lies so, as (samples, classes, positions): a view."""
+        return tensor.as_strided(self[:3], self[3:])
+
+
+def laid_out(outputs: Tensor) -> Tensor:
+    """Logits (N, C, ...) as a kernel can read them: as they are wherever their order in memory does, else a copy."""
+    outputs = outputs.resolve_neg()
+    dense = outputs.is_contiguous() or outputs.movedim(1, -1).is_contiguous()
+    return outputs if dense else outputs.contiguous()
+
+
+def layout_of(outputs: Tensor) -> Layout:
+    """The layout of what `laid_out` returned; where a sample is one element, the samples are the positions."""
+    n, classes = outputs.shape[:2]
+    positions = outputs.numel() // (n * classes)
+    if positions == 1:
+        return Layout(1, classes, n, n * classes, 1, classes)
+    if outputs.is_contiguous():
+        return Layout(n, classes, positions, classes * positions, positions, 1)
+    return Layout(n, classes, positions, classes * positions, 1, classes)
