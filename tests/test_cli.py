@@ -229,15 +229,41 @@ def test_a_missing_package_names_the_extra(
     assert result.stderr.count("\n") == 1
 
 
-def test_version_and_help_load_no_trainer(tmp_path: Path) -> None:
-    script = (
-        "import sys; from topkloss.app.cli import main\n"
-        "try: main(['--version'])\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'lightning', 'timm', 'torchvision', 'PIL', 'matplotlib', 'torchmetrics'} & set(sys.modules)))"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert result.stdout == f"topkloss {topkloss.__version__}\n[]\n"
+LOADED = """
+import sys
+from topkloss.app.cli import main
+try:
+    code = main()
+except SystemExit as end:
+    code = end.code
+heavy = {"lightning", "matplotlib", "numpy", "PIL", "scipy", "sklearn", "timm", "torch", "torchmetrics", "torchvision"}
+print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["inspect", "--help"], 0),
+        (["inspect", "gone.csv"], 2),
+        (["inspect", "bad.csv"], 2),
+        (["report", "run"], 0),
+        (["report", "run", "run"], 0),
+    ],
+)
+def test_loads_neither_torch_nor_a_trainer(arguments: list[str], code: int, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    AVERAGE.write(tmp_path / "run")
+    (tmp_path / "bad.csv").write_text("loss\n1\ntwo\n")
+    command = [sys.executable, "-c", LOADED, *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr.splitlines()[-1] == f"{code} []"
+    assert bool(result.stdout) == (code == 0)
+    if arguments == ["--version"]:
+        assert result.stdout == f"topkloss {topkloss.__version__}\n"
 
 
 @pytest.mark.parametrize(

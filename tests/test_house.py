@@ -1,4 +1,4 @@
-"""The house keeps its walls: who imports whom, how long a file may be, what `import topkloss` costs, true examples."""
+"""The house keeps its walls: who imports whom, how long a file may be, what is public and costs at import, examples."""
 
 from __future__ import annotations
 
@@ -146,15 +146,16 @@ def test_a_room_imports_what_its_extra_brings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["topkloss.app.cli"])
-def test_the_command_starts_without_an_extra(name: str) -> None:
-    """Nor does anything that it imports when it starts."""
+def test_the_command_starts_without_torch_and_any_extra(name: str) -> None:
+    """Nor does anything load them that it imports when it starts, or the packages that hold it."""
     entered, waiting = set[str](), {name}
     while waiting:
         module = waiting.pop()
         entered.add(module)
         found = imports(MODULES[module], deferred=False)
-        assert third_party(found) <= {"torch"}, module
-        waiting |= (found & MODULES.keys()) - entered
+        assert third_party(found) == set(), module
+        packages = {".".join(parts[:end]) for parts in [module.split(".")] for end in range(1, len(parts))}
+        waiting |= ((found | packages) & MODULES.keys()) - entered
 
 
 def test_images_and_features_know_nothing_of_each_other() -> None:
@@ -198,6 +199,53 @@ def test_no_file_and_no_function_is_too_long() -> None:
     assert LONGER_WITH_REASON.keys() <= too_long.keys(), "no longer too long: take it off the list"
 
 
+# the public names
+
+
+def test_public_names_are_the_same_for_python_and_for_type_checkers() -> None:
+    """`__all__`, what is imported under TYPE_CHECKING, and what the modules that are loaded say themselves."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    checked = {
+        node.module: [alias.name for alias in node.names]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("topkloss.")
+    }
+    loaded = {module: importlib.import_module(module).__all__ for module in topkloss._MODULES}
+    assert {module: sorted(names) for module, names in loaded.items()} == {
+        str(module): sorted(names) for module, names in checked.items()
+    }
+    assert sorted(topkloss.__all__) == sorted(name for names in loaded.values() for name in names)
+    assert len(set(topkloss.__all__)) == len(topkloss.__all__) == 36
+    rooms = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "topkloss"
+        for alias in node.names
+    }
+    assert rooms == topkloss._ROOMS == {name.split(".")[1] for name in CORE - {"topkloss", "topkloss.reference"}}
+
+
+LAZY = """
+import sys, topkloss
+print("torch" in sys.modules, {*topkloss.__all__, "losses", "__version__"} <= set(dir(topkloss)))
+print(hasattr(topkloss, "nothing"), hasattr(topkloss, "app"), "torch" in sys.modules)
+print(topkloss.losses.hinge_loss.__name__, topkloss.loop.schedule.LinearFraction is topkloss.LinearFraction)
+from topkloss import *
+print(average_top_k.__module__, "torch" in sys.modules)
+"""
+
+
+def test_torch_is_loaded_when_the_first_name_is_used() -> None:
+    command = [sys.executable, "-W", "error", "-c", LAZY]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.splitlines() == [
+        "False True",
+        "False False False",
+        "hinge_loss True",
+        "topkloss.aggregates.average True",
+    ]
+
+
 # import
 
 
@@ -206,7 +254,7 @@ import sys, time
 start = time.process_time()
 import torch
 before, between = set(sys.modules), time.process_time()
-import topkloss
+from topkloss import *
 end = time.process_time()
 print(1000 * (end - between), 1000 * (between - start), *sorted(set(sys.modules) - before))
 """
@@ -223,7 +271,7 @@ def test_import_is_light() -> None:
         fastest = min(fastest, float(own) * min(1.0, MILLISECONDS_OF_TORCH / float(torchs)))
         if fastest < MILLISECONDS_OF_IMPORT:
             return
-    pytest.fail(f"`import topkloss` adds {fastest:.0f} ms to torch's own; at most {MILLISECONDS_OF_IMPORT} ms")
+    pytest.fail(f"`from topkloss import *` adds {fastest:.0f} ms to torch's own; at most {MILLISECONDS_OF_IMPORT} ms")
 
 
 # examples

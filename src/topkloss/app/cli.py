@@ -24,7 +24,6 @@ from topkloss.app.tasks.dispatch import (
 )
 from topkloss.app.tasks.images.config import Option, TrainConfig
 from topkloss.app.tasks.images.records import RunRecord
-from topkloss.loop.inspect import FRACTIONS
 
 if TYPE_CHECKING:
     from topkloss.app.runs.metrics import Evaluation
@@ -347,9 +346,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="loss of the zero model, log C for C classes: adds the bound",
     )
-    parser.add_argument(
-        "--fractions", type=float, nargs="+", default=FRACTIONS, metavar="F", help="each in (0, 1] (default: from 0.01)"
-    )
+    parser.add_argument("--fractions", type=float, nargs="+", metavar="F", help="each in (0, 1] (default: from 0.01)")
     parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")
 
 
