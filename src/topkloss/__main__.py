@@ -1,7 +1,4 @@
-"""The command ``topkloss`` from its first moment: Ctrl-C while torch is loaded ends it as quietly as later.
-
-It stands beside the package, because whatever lies in `topkloss` is imported after torch.
-"""
+"""The command ``topkloss`` from its first moment: Ctrl-C while torch is loaded ends it as quietly as later."""
 
 from __future__ import annotations
 
@@ -33,3 +30,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     """At once, and not by an exception, which a library that is half loaded might take for one of its own."""
     print("topkloss: interrupted; nothing was written.", file=sys.stderr, flush=True)
     os._exit(130)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
