@@ -20,13 +20,13 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from tests.customers import write_customers, write_real
 from topkloss.app.errors import InputError
 from topkloss.app.tasks.tables.config import TableConfig, checked
-from topkloss.app.tasks.tables.data import Data, read_data
 from topkloss.app.tasks.tables.encoding import Encoding
 from topkloss.app.tasks.tables.fit import fit_table
 from topkloss.app.tasks.tables.measure import gains, measure_rows
 from topkloss.app.tasks.tables.model import Linear, load_models
 from topkloss.app.tasks.tables.records import TableRecord
 from topkloss.app.tasks.tables.search import Training, folds
+from topkloss.app.tasks.tables.source import Data, read_data
 from topkloss.tabular import AverageTopKClassifier, AverageTopKClassifierCV
 
 ONE: dict[str, Any] = {"fractions": (0.7,), "C": (1.0,)}

@@ -35,9 +35,13 @@ EXTRAS_OF_ROOM = {
     "topkloss.app.runs": ("train",),
     "topkloss.app.tasks": ("train",),
     "topkloss.app.tasks.images.export": ("train", "export"),
+    "topkloss.app.tasks.images.plot": ("report",),
     "topkloss.app.tasks.tables": ("train", "tabular"),
     "topkloss.tabular": ("tabular",),
 }
+
+# Inside app, from the ground up: a room imports its own and those before it.
+ORDER_OF_APP = ("errors", "loading", "progress", "options", "data", "runs", "report", "tasks", "doctor", "cli")
 
 # Packages whose import has another name than their distribution.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -176,6 +180,25 @@ def test_images_and_features_know_nothing_of_each_other() -> None:
 def test_imports_run_in_one_direction() -> None:
     graph = {name: {other for other in imports(file) if other in MODULES} - {name} for name, file in MODULES.items()}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("topkloss.app.")))
+def test_inside_app_a_room_imports_those_below_it(name: str) -> None:
+    own = ORDER_OF_APP.index(name.split(".")[2])
+    rooms = {other.split(".")[2] for other in imports(MODULES[name]) if other.startswith("topkloss.app.")}
+    assert rooms <= set(ORDER_OF_APP[: own + 1])
+
+
+def test_one_name_is_one_module_of_app() -> None:
+    """But for the verbs, which each task has under the same name."""
+    found: dict[str, set[str]] = {}
+    for name in MODULES:
+        if name.startswith("topkloss.app."):
+            package, _, base = name.rpartition(".")
+            found.setdefault(base, set()).add(package)
+    twice = {base: packages for base, packages in found.items() if len(packages) > 1}
+    tasks = {name.rpartition(".")[0] for name in MODULES if name.startswith("topkloss.app.tasks.") and "fit" in name}
+    assert {base: packages for base, packages in twice.items() if not packages <= tasks} == {}
 
 
 # size

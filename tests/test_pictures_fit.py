@@ -22,8 +22,8 @@ from topkloss.app.report.inspection import inspect
 from topkloss.app.report.plot_evaluation import draw_evaluation
 from topkloss.app.report.plot_inspection import draw_inspection
 from topkloss.app.report.plot_numbers import draw_numbers
-from topkloss.app.report.plot_runs import draw
 from topkloss.app.runs.metrics import ClassFigures
+from topkloss.app.tasks.images.plot import draw
 
 NAMES = {
     "two": ("cat", "dog"),

@@ -16,12 +16,12 @@ import pytest
 from tests.customers import write_real
 from topkloss.app.cli import main
 from topkloss.app.report.plot_numbers import MOST_DOTS, draw_numbers
-from topkloss.app.report.rows import rows_table
 from topkloss.app.runs.metrics import Numbers
 from topkloss.app.tasks.tables.config import TableConfig
 from topkloss.app.tasks.tables.evaluate import evaluate_table, load_table_run
 from topkloss.app.tasks.tables.fit import fit_table
 from topkloss.app.tasks.tables.records import TableRecord
+from topkloss.app.tasks.tables.text import rows_table
 
 TRUE = (1.0, 2.0, 3.0, 4.0)
 NUMBERS = Numbers(

@@ -12,9 +12,9 @@ from sklearn import metrics
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from topkloss.app.runs import classification as measures
+from topkloss.app.runs.classification import BINS, Measures, measure
 from topkloss.app.runs.metrics import Figure
-from topkloss.app.tasks.images import measure as measures
-from topkloss.app.tasks.images.measure import BINS, Measures, measure
 
 NAMES = ("a", "b", "c", "d")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import topkloss
 from topkloss.app.errors import InputError
+from topkloss.app.options.option import Option
 from topkloss.app.tasks.dispatch import (
     changes,
     check_together,
@@ -22,7 +23,7 @@ from topkloss.app.tasks.dispatch import (
     refuse_export,
     request,
 )
-from topkloss.app.tasks.images.config import Option, TrainConfig
+from topkloss.app.tasks.images.config import TrainConfig
 from topkloss.app.tasks.images.records import RunRecord
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _train_table(config: TableConfig) -> None:
-    from topkloss.app.report.rows import rows_table
     from topkloss.app.tasks.tables.fit import fit_table
+    from topkloss.app.tasks.tables.text import rows_table
 
     record = fit_table(config)
     print(f"\n{rows_table([record])}\n\nresults: {record.config.folder}")
@@ -127,11 +128,11 @@ def _report(runs: Sequence[Path], figure: Path | None) -> None:
     if check_together(runs):
         _report_rows(runs, figure)
         return
-    from topkloss.app.report.table import table
+    from topkloss.app.tasks.images.text import table
 
     records = [RunRecord.read(run) for run in runs]
     if figure is not None:
-        from topkloss.app.report.plot_runs import draw
+        from topkloss.app.tasks.images.plot import draw
 
         draw(records, figure)
     print(table(records))
@@ -140,11 +141,11 @@ def _report(runs: Sequence[Path], figure: Path | None) -> None:
 
 
 def _report_rows(runs: Sequence[Path], figure: Path | None) -> None:
-    from topkloss.app.report.rows import hardest, rows_table
     from topkloss.app.tasks.tables.records import TableRecord
+    from topkloss.app.tasks.tables.text import hardest, rows_table
 
     if figure is not None:
-        from topkloss.app.report.plot_numbers import draw_rows
+        from topkloss.app.tasks.tables.plot import draw_rows
 
         draw_rows(runs, figure)
     records, hard = [TableRecord.read(run) for run in runs], [hardest(run) for run in runs]
@@ -160,8 +161,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.out is not None or arguments.run.is_dir():
         check_out_folder(arguments.out or arguments.run)
     if arguments.figure is not None:
+        from topkloss.app.report.picture import check
         from topkloss.app.report.plot_evaluation import draw_evaluation
-        from topkloss.app.report.plot_runs import check
 
         check(arguments.figure)
     evaluation = _evaluated(arguments)

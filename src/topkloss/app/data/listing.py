@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from topkloss.app.data.options import DataOptions
+from topkloss.app.data.layout import DataOptions
 from topkloss.app.data.reader import Cells, open_cells
 from topkloss.app.errors import InputError, Refuse, shown
 

@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from topkloss.app.data.examples import ImageTable
+from topkloss.app.data.layout import HELD_OUT
 from topkloss.app.data.listing import Listing, Row
-from topkloss.app.data.options import HELD_OUT
 from topkloss.app.errors import InputError, Refuse
 
 __all__ = ["check_groups", "check_parts", "split", "split_rows"]

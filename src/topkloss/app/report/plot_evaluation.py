@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
+from topkloss.app.report.picture import COLOURS, LETTER, MOST_NAMES, save, start_of
 from topkloss.app.report.plot_numbers import draw_numbers
-from topkloss.app.report.plot_runs import COLOURS, LETTER, MOST_NAMES, save, start_of
 from topkloss.app.runs.metrics import Evaluation
 
 __all__ = ["draw_evaluation"]

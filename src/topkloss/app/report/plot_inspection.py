@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from topkloss.app.report.inspection import Inspection, most_different, number_of
-from topkloss.app.report.plot_runs import COLOURS, save
+from topkloss.app.report.picture import COLOURS, save
 
 __all__ = ["draw_curves", "draw_inspection"]
 

@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 
 from topkloss.app.report.evaluation import LARGEST
 from topkloss.app.report.inspection import Inspection
-from topkloss.app.report.plot_inspection import draw_curves, draw_inspection
-from topkloss.app.report.plot_runs import COLOURS, check, end_of, save
-from topkloss.app.report.rows import losses_of, numbers_of
+from topkloss.app.report.picture import COLOURS, end_of, save
+from topkloss.app.report.plot_inspection import draw_curves
 from topkloss.app.runs.metrics import Numbers
 
-__all__ = ["draw_numbers", "draw_rows"]
+__all__ = ["draw_numbers"]
 
 # More dots are a blot: of more rows some are drawn, evenly along the true values, and those with the largest errors.
 MOST_DOTS = 2000
@@ -26,25 +25,6 @@ PANEL = 285.0
 STYLES = ("-", "--", "-.", ":")
 
 Box = tuple[float, float, float, float]
-
-
-def draw_rows(runs: Sequence[Path], path: Path) -> None:
-    """Writes the picture of a run on a table; of numbers, of several runs that were measured on the same rows too.
-
-    Args:
-        runs: Their folders.
-        path: Ends in ``.png`` or ``.svg``.
-
-    Raises:
-        InputError: If the runs cannot be read or drawn together, or the path ends otherwise or cannot be written.
-    """
-    check(path)
-    numbers = numbers_of(runs)
-    losses = losses_of(runs[0]) if len(runs) == 1 else None
-    if numbers is not None:
-        draw_numbers(numbers, path, losses)
-    elif losses is not None:
-        draw_inspection(losses, path)
 
 
 def draw_numbers(numbers: Numbers, path: Path, inspection: Inspection | None = None) -> None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from topkloss.app.errors import InputError
-from topkloss.app.tasks.images.records import replacing
+from topkloss.app.runs.files import replacing
 
-__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure", "Numbers", "check_out_folder", "write_evaluation"]
+__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure", "Numbers", "check_out_folder", "sampling_margin", "write_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,20 @@ class Evaluation:
             del content["numbers"]
             text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
+
+
+def sampling_margin(one: float, other: float, n: int) -> float:
+    r"""The difference between two accuracies on n images that the choice of images exceeds once in twenty times.
+
+    .. math:: 1.96 \sqrt{(p (1 - p) + q (1 - q)) / n}
+
+    the 95 % quantile of the normal approximation for two independent proportions p and q.
+
+    Example:
+        >>> round(sampling_margin(0.97, 0.97, 500), 3)
+        0.021
+    """
+    return 1.96 * math.sqrt((one * (1 - one) + other * (1 - other)) / n)
 
 
 def check_out_folder(out: Path) -> None:

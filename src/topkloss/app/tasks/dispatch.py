@@ -7,10 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from topkloss.app.data.options import DataOptions
+from topkloss.app.data.layout import DataOptions
 from topkloss.app.errors import InputError
 from topkloss.app.options.file import content_of, given
-from topkloss.app.tasks.images.config import Option, TrainConfig, options
+from topkloss.app.options.option import Option
+from topkloss.app.tasks.images.config import TrainConfig, options
 from topkloss.app.tasks.tables.config import TableConfig, table_options
 
 __all__ = [

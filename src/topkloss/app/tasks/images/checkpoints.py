@@ -23,9 +23,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from topkloss.app.errors import DiskError, InputError, in_command
-from topkloss.app.runs.files import check_new
+from topkloss.app.runs.files import check_new, replacing
 from topkloss.app.tasks.images.module import ImageClassifier
-from topkloss.app.tasks.images.records import WEIGHTS, replacing, write_epochs
+from topkloss.app.tasks.images.records import WEIGHTS, write_epochs
 
 __all__ = ["CHECKPOINT", "Saving", "WholeFiles", "alone", "created", "disk", "emptied", "load", "write_weights"]
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from topkloss.app.data.options import DataOptions, check_count
+from topkloss.app.data.layout import DataOptions
 from topkloss.app.errors import InputError
+from topkloss.app.options.option import Option, check_count, option, options_of
 
-__all__ = ["FREE", "Option", "TrainConfig", "check_colours", "checked", "option", "options", "options_of"]
+__all__ = ["FREE", "TrainConfig", "check_colours", "checked", "options"]
 
 # Of each loss the options that it takes, and what they are where they are not given.
 PARAMETERS: dict[str, dict[str, float | None]] = {
@@ -29,24 +30,6 @@ SCHEDULED = ("top-k", "ranked-range")
 
 # These change no number: they may be given anew when a run is resumed. The data may have moved.
 FREE = frozenset({"csv", "images", "workers", "log"})
-
-
-def option(
-    default: Any,
-    kind: type,
-    text: str,
-    choices: Sequence[str] = (),
-    shown: str | None = None,
-    least: int | None = None,
-    many: bool = False,
-) -> Any:
-    """A field; ``shown`` is how the help writes the default, where that is not the value; ``least`` bounds a count.
-
-    ``many``: it takes several values of its kind.
-    """
-    shown = shown if shown is not None else "" if default in (None, False, "") else f"default: {default}"
-    told = {"kind": kind, "help": f"{text} ({shown})" if shown else text, "choices": tuple(choices)}
-    return field(default=default, metadata={**told, "least": least, "many": many})
 
 
 @dataclass(frozen=True)
@@ -203,33 +186,9 @@ class TrainConfig:
         return Path("runs") / f"{data}-{self.called.replace(' ', '-')}-seed{self.seed}"
 
 
-@dataclass(frozen=True)
-class Option:
-    """A field of `TrainConfig` as the command and files write it: ``batch-size`` for ``batch_size``."""
-
-    name: str
-    field: str
-    kind: type
-    help: str
-    choices: tuple[str, ...]
-    default: Any
-    many: bool
-
-
 def options() -> dict[str, Option]:
     """All options, by name, in the order of the help."""
     return options_of(TrainConfig)
-
-
-def options_of(config: type[Any]) -> dict[str, Option]:
-    """The fields of a config, by the name of the option."""
-
-    def made(one: Field[Any]) -> Option:
-        told = one.metadata
-        name = one.name.replace("_", "-")
-        return Option(name, one.name, told["kind"], told["help"], told["choices"], one.default, told["many"])
-
-    return {one.name: one for one in map(made, fields(config))}
 
 
 def checked(config: TrainConfig) -> TrainConfig:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import topkloss
-from topkloss.app.data.dataset import Images, ImageTable, preparation, split, table_of
+from topkloss.app.data.dataset import Images, ImageTable, preparation, split
 from topkloss.app.data.examples import imbalance
 from topkloss.app.errors import DiskError, InputError, in_command
 from topkloss.app.tasks.images.callbacks import Clock, Lines, Seeding, Stopping, is_over
@@ -44,6 +44,7 @@ from topkloss.app.tasks.images.models import check_takes, colours, create_model,
 from topkloss.app.tasks.images.module import ImageClassifier, Progress
 from topkloss.app.tasks.images.records import Begun, RunRecord
 from topkloss.app.tasks.images.sampling import Drawn, Order, augmentation
+from topkloss.app.tasks.images.source import table_of
 
 __all__ = ["fit", "resume"]
 

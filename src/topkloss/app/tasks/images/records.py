@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from topkloss.app.errors import InputError, in_command
 from topkloss.app.options.file import RECORDED, given
-from topkloss.app.tasks.images.config import TrainConfig
+from topkloss.app.runs.files import replacing
+from topkloss.app.tasks.images.config import TrainConfig, options
 
-__all__ = ["WEIGHTS", "Begun", "EpochRecord", "RunRecord", "TrainConfig", "replacing", "write_epochs"]
+__all__ = ["WEIGHTS", "Begun", "EpochRecord", "RunRecord", "TrainConfig", "write_epochs"]
 
 # In the folder of a finished run, beside the records.
 WEIGHTS = "model.safetensors"
@@ -94,7 +93,7 @@ class Begun:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             recorded = content.pop(RECORDED)
-            return cls(TrainConfig(**given(content, str(path)), out=str(folder)), **recorded)
+            return cls(TrainConfig(**given(content, str(path), options()), out=str(folder)), **recorded)
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -192,19 +191,3 @@ def write_epochs(folder: Path, epochs: Sequence[EpochRecord]) -> None:
         writer = csv.DictWriter(file, [one.name for one in fields(EpochRecord)])
         writer.writeheader()
         writer.writerows(asdict(epoch) for epoch in epochs)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; renamed to it at the end, so that nobody ever reads half a file.
-
-    What was written is on the disk before it is renamed: a full disk is noticed in time, a power failure survived.
-    """
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from topkloss.app.data.dataset import preparation
-from topkloss.app.data.images import MOST_PIXELS
+from topkloss.app.data.decoding import MOST_PIXELS
 from topkloss.app.errors import InputError
 from topkloss.app.tasks.images.config import check_colours
 from topkloss.app.tasks.images.models import create_model

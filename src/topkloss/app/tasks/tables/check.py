@@ -9,9 +9,9 @@ import numpy as np
 
 from topkloss.app.errors import InputError, refuse_listed, shown
 from topkloss.app.tasks.tables.config import TableConfig, checked
-from topkloss.app.tasks.tables.data import Data, read_data
 from topkloss.app.tasks.tables.encoding import Encoding
 from topkloss.app.tasks.tables.fit import summary
+from topkloss.app.tasks.tables.source import Data, read_data
 
 __all__ = ["TableCheck", "check_table"]
 

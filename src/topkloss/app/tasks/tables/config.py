@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from topkloss.app.data.options import DataOptions, check_count, check_share
+from topkloss.app.data.layout import DataOptions, check_share
 from topkloss.app.errors import InputError
-from topkloss.app.tasks.images.config import Option, option, options_of
+from topkloss.app.options.option import Option, check_count, option, options_of
 
 __all__ = ["TableConfig", "checked", "table_options"]
 

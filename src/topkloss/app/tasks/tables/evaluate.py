@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from topkloss.app.errors import InputError, shown
+from topkloss.app.runs.classification import RESAMPLES
 from topkloss.app.runs.metrics import Evaluation, Numbers
-from topkloss.app.tasks.images.measure import RESAMPLES
 from topkloss.app.tasks.tables.columns import Floats, Table
-from topkloss.app.tasks.tables.data import Data, read_data, read_labelled
 from topkloss.app.tasks.tables.encoding import Encoding
 from topkloss.app.tasks.tables.measure import measure_rows
 from topkloss.app.tasks.tables.model import Linear, load_models
 from topkloss.app.tasks.tables.records import TableRecord
+from topkloss.app.tasks.tables.source import Data, read_data, read_labelled
 
 __all__ = ["TableRun", "evaluate_table", "load_table_run"]
 

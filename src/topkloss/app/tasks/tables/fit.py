@@ -24,12 +24,12 @@ from topkloss.app.errors import InputError, shown
 from topkloss.app.runs.files import check_new
 from topkloss.app.tasks.tables.columns import Floats
 from topkloss.app.tasks.tables.config import TableConfig, checked
-from topkloss.app.tasks.tables.data import Data, read_data
 from topkloss.app.tasks.tables.encoding import Encoding
 from topkloss.app.tasks.tables.measure import gains, measure_rows
 from topkloss.app.tasks.tables.model import Linear, write_models
 from topkloss.app.tasks.tables.records import LOSSES, ModelRecord, TableRecord
 from topkloss.app.tasks.tables.search import Fitted, Training, search
+from topkloss.app.tasks.tables.source import Data, read_data
 from topkloss.ranking.selection import topk_select
 
 __all__ = ["fit_table", "summary"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from topkloss.app.runs.classification import RESAMPLES, measure
 from topkloss.app.runs.metrics import Bin, ClassFigures, Figure
-from topkloss.app.tasks.images.measure import RESAMPLES, measure
 from topkloss.app.tasks.tables.columns import Floats
 from topkloss.app.tasks.tables.model import Linear
 

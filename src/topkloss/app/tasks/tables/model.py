@@ -15,7 +15,7 @@ from scipy.special import log_expit
 from torch import Tensor
 
 from topkloss.app.errors import InputError
-from topkloss.app.tasks.images.records import replacing
+from topkloss.app.runs.files import replacing
 from topkloss.app.tasks.tables.columns import Floats
 from topkloss.app.tasks.tables.config import TableConfig
 from topkloss.app.tasks.tables.encoding import Encoding

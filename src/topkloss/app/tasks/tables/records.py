@@ -10,7 +10,7 @@ from typing import Any
 
 from topkloss.app.errors import InputError
 from topkloss.app.options.file import RECORDED, given
-from topkloss.app.tasks.images.records import replacing
+from topkloss.app.runs.files import replacing
 from topkloss.app.tasks.tables.config import TableConfig, table_options
 
 __all__ = ["LOSSES", "ModelRecord", "TableRecord"]

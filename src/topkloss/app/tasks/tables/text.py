@@ -9,8 +9,7 @@ from pathlib import Path
 
 from topkloss.app.errors import InputError, shown
 from topkloss.app.report.inspection import Inspection, inspect
-from topkloss.app.report.table import chance
-from topkloss.app.runs.metrics import Numbers
+from topkloss.app.runs.metrics import Numbers, sampling_margin
 from topkloss.app.tasks.tables.records import LOSSES, ModelRecord, TableRecord
 
 __all__ = ["hardest", "losses_of", "numbers_of", "rows_table"]
@@ -155,7 +154,7 @@ def _verdicts(records: Sequence[TableRecord]) -> list[str]:
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     if len(records) > 1 and len(known) == len(records):
         n = records[0].data["held_out"]
-        points, difference = 100 * chance(min(known), max(known), n), 100 * (max(known) - min(known))
+        points, difference = 100 * sampling_margin(min(known), max(known), n), 100 * (max(known) - min(known))
         said = "no more than" if difference <= points else "more than"
         lines.append(
             f"Between the runs accuracies differ by {difference:.1f} points, {said} the {points:.1f} that the choice "

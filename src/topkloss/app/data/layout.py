@@ -9,15 +9,9 @@ from pathlib import Path
 
 from topkloss.app.errors import InputError, shown
 
-__all__ = ["HELD_OUT", "DataOptions", "check_count", "check_options", "check_share", "cores"]
+__all__ = ["HELD_OUT", "DataOptions", "check_options", "check_share"]
 
 HELD_OUT = 0.1
-
-# What torch and numpy count with; a thousand times more than any run takes.
-LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
-
-# On any machine; on one with many cores, eight for each: far more exhaust its memory before they load an image.
-MANY_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -88,30 +82,6 @@ def check_share(held_out: float) -> None:
             f"`--held-out` must satisfy 0 < share < 1; got {held_out:g}. "
             f"For {100 * share:g} % of each class pass --held-out {share:g}."
         )
-
-
-def check_count(name: str, value: int | None, least: int) -> None:
-    """Raises where a number is too small, or larger than anything can be.
-
-    Args:
-        name: Of the option, as a field is written.
-        value: None is never wrong.
-        least: The smallest that is not.
-
-    Raises:
-        InputError: One sentence that names the option.
-    """
-    most = {"seed": LARGEST_SEED, "workers": max(MANY_WORKERS, 8 * cores())}.get(name, LARGEST)
-    if value is None or least <= value <= most:
-        return
-    option = f"--{name.replace('_', '-')}"
-    bound = f"{least} or more" if value < least else f"{most} or fewer"
-    raise InputError(f"`{option}` must be {bound}; got {value}. Leave it out for the default.")
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_no_table(data: Path | None, options: DataOptions) -> None:
