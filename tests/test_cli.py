@@ -183,7 +183,7 @@ def test_interruption_while_torch_is_loaded_is_as_quiet(tmp_path: Path) -> None:
     said = [line for line in error.splitlines() if not line.startswith("import time:")]
     assert said == ["topkloss: interrupted; nothing was written."]
     assert (process.returncode, output) == (130, "")
-    assert not re.search(r" topkloss\.cli$", error, flags=re.MULTILINE), "torch was loaded before the signal came"
+    assert not re.search(r" topkloss\.app\.tasks\.images\.fit$", error, flags=re.MULTILINE), "loaded before the signal"
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ def test_images_and_features_know_nothing_of_each_other() -> None:
     assert not {"lightning", "timm"} & {
         package for module in entered for package in third_party(imports(MODULES[module]))
     }
+    assert not any(name.startswith("topkloss.app.tasks.images.") for name in entered)
     others = {name for name in MODULES if name.startswith("topkloss.app.")} - entered - {"topkloss.app.tasks.dispatch"}
     assert {"topkloss.app.tasks.images.fit", "topkloss.app.tasks.images.run"} <= others
     assert not {one for name in others for one in imports(MODULES[name]) if one.startswith("topkloss.tabular")}
@@ -249,9 +250,10 @@ def test_public_names_are_the_same_for_python_and_for_type_checkers() -> None:
 
 
 LAZY = """
-import sys, topkloss
+import sys, topkloss, topkloss.app
+print(topkloss.app.TrainConfig.__name__, "torch" in sys.modules)
 print("torch" in sys.modules, {*topkloss.__all__, "losses", "__version__"} <= set(dir(topkloss)))
-print(hasattr(topkloss, "nothing"), hasattr(topkloss, "app"), "torch" in sys.modules)
+print(hasattr(topkloss, "nothing"), hasattr(topkloss, "losses_"), "torch" in sys.modules)
 print(topkloss.losses.hinge_loss.__name__, topkloss.loop.schedule.LinearFraction is topkloss.LinearFraction)
 from topkloss import *
 print(average_top_k.__module__, "torch" in sys.modules)
@@ -262,6 +264,7 @@ def test_torch_is_loaded_when_the_first_name_is_used() -> None:
     command = [sys.executable, "-W", "error", "-c", LAZY]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.splitlines() == [
+        "TrainConfig False",
         "False True",
         "False False False",
         "hinge_loss True",

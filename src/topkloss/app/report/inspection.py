@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from topkloss.app.data.examples import numerically
 from topkloss.app.errors import InputError
+from topkloss.app.loading import loading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,9 +70,10 @@ def inspect(
     called = sorted(set(labels), key=numerically)
     number = {name: place for place, name in enumerate(called)}
 
-    import torch
+    with loading():
+        import torch
 
-    from topkloss.loop.inspect import FRACTIONS, inspect_fractions
+        from topkloss.loop.inspect import FRACTIONS, inspect_fractions
 
     losses = torch.tensor(values, dtype=torch.float64)
     table = inspect_fractions(
