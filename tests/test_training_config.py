@@ -95,7 +95,10 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, content: bytes | Non
         ({"threshold": 0.5}, "`--threshold` must be left out with --loss top-k, which takes none; got 0.5. "),
         ({"loss": "ohem", "drop_fraction": 0.1}, "`--drop-fraction` must be left out with --loss ohem, which takes"),
         ({"loss": "average", "focal_gamma": 2.0}, "`--focal-gamma` must be left out with --loss average, which takes"),
-        ({"loss": "ranked-range", "drop_fraction": 1.0}, "`--drop-fraction` must satisfy 0 <= drop-fraction < 1; got"),
+        (
+            {"loss": "ranked-range", "drop_fraction": 1.0},
+            "`--drop-fraction`: `drop_fraction` must satisfy 0 <= drop_fraction < 1; got 1",
+        ),
         ({"loss": "ohem", "threshold": -1.0}, "`--threshold` must satisfy 0 <= threshold <= 1000; got -1. "),
         ({"loss": "focal", "focal_gamma": -1.0}, "`--focal-gamma` must satisfy 0 <= focal-gamma <= 1000; got -1."),
         ({"loss": "focal", "label_smoothing": 0.1}, "`--label-smoothing` must be 0 with --loss focal, which knows"),

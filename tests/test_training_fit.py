@@ -156,13 +156,13 @@ def test_the_size_is_the_models_own(config: TrainConfig) -> None:
     [
         (
             {"fraction": 70.0},
-            "`--fraction` must satisfy 0 < fraction <= 1; got 70. "
-            "For the 70 % hardest of each batch pass --fraction 0.7.",
+            "`--fraction`: `fraction` must satisfy 0 < fraction <= 1; got 70. "
+            "For the 70 % hardest elements pass fraction=0.7.",
         ),
         (
             {"fraction": 0.0},
-            "`--fraction` must satisfy 0 < fraction <= 1; got 0. "
-            "For the 70 % hardest of each batch pass --fraction 0.7.",
+            "`--fraction`: `fraction` must satisfy 0 < fraction <= 1; got 0. "
+            "For the 70 % hardest elements pass fraction=0.7.",
         ),
         (
             {"loss": "average", "fraction": 0.5},

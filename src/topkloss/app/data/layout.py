@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from topkloss.app.errors import InputError, shown
+from topkloss.app.options import shared
+from topkloss.app.options.shared import HELD_OUT
 
-__all__ = ["HELD_OUT", "DataOptions", "check_options", "check_share"]
-
-HELD_OUT = 0.1
+__all__ = ["DataOptions", "check_options", "check_share"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class DataOptions:
         held_out: The share that is held out where no row says which, in (0, 1).
     """
 
-    images: str | os.PathLike[str] | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    label_columns: Sequence[str] | None = None
-    image_suffix: str = ""
-    split_column: str | None = None
-    group_by: str | None = None
-    held_out: float = HELD_OUT
+    images: str | os.PathLike[str] | None = shared.images()  # noqa: RUF009, it makes a field
+    image_column: str = shared.image_column()
+    label_column: str = shared.label_column("classes")
+    label_columns: Sequence[str] | None = shared.label_columns()
+    image_suffix: str = shared.image_suffix()
+    split_column: str | None = shared.split_column()
+    group_by: str | None = shared.group_by()
+    held_out: float = shared.held_out()
 
 
 def check_options(data: Path | None, options: DataOptions) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from topkloss.app.errors import InputError
 
-__all__ = ["Option", "check_count", "cores", "option", "options_of"]
+__all__ = ["Option", "check_count", "cores", "option", "options_of", "refusals_of"]
 
 # What torch and numpy count with; a thousand times more than any run takes.
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
@@ -82,3 +83,19 @@ def check_count(name: str, value: int | None, least: int) -> None:
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def refusals_of(name: str) -> Iterator[None]:
+    """What the library refuses inside is refused as the value of an option: its name, then the library's sentence.
+
+    Args:
+        name: Of the option.
+
+    Raises:
+        InputError: Where the library raises ValueError or TypeError.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`--{name}`: {error}") from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from topkloss.app.data.examples import numerically
 from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
+from topkloss.app.options.option import refusals_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,13 +215,12 @@ def _named(path: Path, line: int, column: str | None, cells: list[str]) -> list[
 
 
 def _check(fractions: Sequence[float], constant_loss: float | None) -> None:
-    for fraction in fractions:
-        if not 0 < fraction <= 1:
-            example = fraction / 100 if 1 < fraction <= 100 else 0.7
-            raise InputError(
-                f"`--fractions` must satisfy 0 < fraction <= 1; got {fraction:g}. "
-                f"For the {100 * example:g} % hardest pass {example:g}."
-            )
+    if fractions:
+        with loading():
+            from topkloss.base.arguments import check_k
+        for fraction in fractions:
+            with refusals_of("fractions"):
+                check_k(None, fraction)
     if constant_loss is not None and not 0 < constant_loss < math.inf:
         raise InputError(
             f"`--constant-loss` must satisfy 0 < loss < inf; got {constant_loss:g}. "

@@ -14,7 +14,8 @@ from typing import Literal
 
 from topkloss.app.data.layout import DataOptions
 from topkloss.app.errors import InputError
-from topkloss.app.options.option import Option, check_count, option, options_of
+from topkloss.app.options import shared
+from topkloss.app.options.option import Option, check_count, option, options_of, refusals_of
 
 __all__ = ["FREE", "TrainConfig", "check_colours", "checked", "options"]
 
@@ -40,24 +41,17 @@ class TrainConfig:
     `checked` fills in what follows from the rest.
     """
 
-    csv: str | None = option(
-        None,
-        str,
-        "CSV, .tsv or .parquet, or a folder with a sub-folder per class",
-        shown="default: 5000 embedded handwritten digits",
+    csv: str | None = shared.csv(
+        "or a folder with a sub-folder per class", shown="default: 5000 embedded handwritten digits"
     )
-    images: str | None = option(None, str, "folder that image paths start from", shown="default: that of the table")
-    image_column: str = option(DataOptions.image_column, str, "column of the paths")
-    label_column: str = option(DataOptions.label_column, str, "column of the classes")
-    label_columns: Sequence[str] | None = option(
-        None, str, "one column per class instead, one of them 1 in each row", many=True
-    )
-    image_suffix: str = option("", str, "appended to paths that do not end in it, e.g. .jpg")
-    split_column: str | None = option(
-        None, str, "column that says train, held_out (or val) or test", shown="default: split, if there is one"
-    )
-    group_by: str | None = option(None, str, "column whose values stay together in the split, e.g. patient")
-    held_out: float = option(DataOptions.held_out, float, "share that is held out where no row says which, in (0, 1)")
+    images: str | None = shared.images()
+    image_column: str = shared.image_column()
+    label_column: str = shared.label_column("classes")
+    label_columns: Sequence[str] | None = shared.label_columns()
+    image_suffix: str = shared.image_suffix()
+    split_column: str | None = shared.split_column()
+    group_by: str | None = shared.group_by()
+    held_out: float = shared.held_out()
     on_bad_image: Literal["fail", "skip"] = option(
         "fail", str, "what cannot be decoded: fail, or leave it out and count it", ("fail", "skip")
     )
@@ -74,16 +68,12 @@ class TrainConfig:
         "share of each batch that is averaged, in (0, 1]; under ohem the least share kept",
         shown="default: 0.7; under ohem none",
     )
-    drop_fraction: float | None = option(
-        None, float, "share of each batch, the largest losses, that ranked-range drops first", shown="default: 0.1"
-    )
+    drop_fraction: float | None = shared.drop_fraction("each batch", "ranked-range drops first", "default: 0.1")
     threshold: float | None = option(
         None, float, "loss, in nats, above which ohem keeps an image", shown="default: 0.3567, a probability of 0.7"
     )
     focal_gamma: float | None = option(None, float, "exponent of the focal loss", shown="default: 2")
-    class_weights: Literal["none", "balanced"] = option(
-        "none", str, "mass of a class: 1, or inversely proportional to its number of images", ("none", "balanced")
-    )
+    class_weights: Literal["none", "balanced"] = shared.class_weights("images")
     label_smoothing: float = option(0.0, float, "share of the target spread evenly over the classes, in [0, 1)")
     schedule: Literal["constant", "linear", "cosine"] = option(
         "constant", str, "the fraction over training: at once, or down from 1", ("constant", "linear", "cosine")
@@ -142,7 +132,7 @@ class TrainConfig:
     early_stopping: int | None = option(
         None, int, "stop after so many epochs without a lower held-out cross-entropy", least=1
     )
-    seed: int = option(0, int, "decides split, initial weights, order and augmentation", least=0)
+    seed: int = shared.seed("split, initial weights, order and augmentation")
     workers: int = option(0, int, "processes that load images", least=0)
     skip_easy: bool = option(
         False, bool, "rank each batch first, without gradient, and back-propagate the selected images only"
@@ -150,7 +140,7 @@ class TrainConfig:
     log: Literal["none", "tensorboard"] = option(
         "none", str, "write the epochs for TensorBoard too", ("none", "tensorboard")
     )
-    out: str | None = option(None, str, "folder of the run, new (default: one under runs/)")
+    out: str | None = shared.out()
 
     def __post_init__(self) -> None:
         for name in ("label_columns", "mean", "std"):
@@ -173,8 +163,8 @@ class TrainConfig:
         """The loss and its parameters, in a few letters: a column of a report."""
         if self.loss in ("average", "top-k"):
             return "average" if self.share == 1 else f"top-k {self.share:g}"
-        asked = checked(self)
-        numbers = [getattr(asked, name) for name in PARAMETERS[self.loss]]
+        asked = [(getattr(self, name), default) for name, default in PARAMETERS[self.loss].items()]
+        numbers = [default if number is None else number for number, default in asked]
         return " ".join([self.loss, *(f"{number:g}" for number in numbers if number is not None)])
 
     @property
@@ -231,19 +221,18 @@ def _check_parameters(config: TrainConfig) -> None:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    if not 0 < config.share <= 1:
-        example = config.share / 100 if 1 < config.share <= 100 else 0.7
-        raise InputError(
-            f"`--fraction` must satisfy 0 < fraction <= 1; got {config.share:g}. "
-            f"For the {100 * example:g} % hardest of each batch pass --fraction {example:g}."
-        )
+    from topkloss.base.arguments import check_drop, check_k  # here: it loads torch
+
+    with refusals_of("fraction"):
+        check_k(None, config.share)
+    with refusals_of("drop-fraction"):
+        check_drop(None, config.drop_fraction)
     for one in fields(TrainConfig):
         value, least = getattr(config, one.name), one.metadata["least"]
         if least is not None:
             check_count(one.name, value, least)
     ranges = (
         ("lr", "0 < lr <= 1", 0 < config.lr <= 1),
-        ("drop_fraction", "0 <= drop-fraction < 1", 0 <= (config.drop_fraction or 0) < 1),
         ("threshold", "0 <= threshold <= 1000", 0 <= (config.threshold or 0) <= 1000),
         ("focal_gamma", "0 <= focal-gamma <= 1000", 0 <= (config.focal_gamma or 0) <= 1000),
         ("label_smoothing", "0 <= label-smoothing < 1", 0 <= config.label_smoothing < 1),
