@@ -147,7 +147,7 @@ def test_numbers_are_evaluated_and_predicted(here: Path, capsys: pytest.CaptureF
         predicted = [float(row["prediction"]) for row in csv.DictReader(file)]
     assert len(predicted) == 442
     assert 100 < sum(predicted) / 442 < 200
-    assert model.record.model.figures["r2"] == pytest.approx(
+    assert model.record.model.metrics["r2"] == pytest.approx(
         json.loads(Path("numbers/evaluation.json").read_text())["figures"]["r2"]["value"]
     )
 

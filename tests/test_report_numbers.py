@@ -128,7 +128,7 @@ def test_the_report_draws_runs_on_the_same_rows(fitted: Path, tmp_path: Path) ->
     assert {"average", "top-k 0.5", "losses of all rows, of those trained on too"} <= set(alone)
     assert [word for word in together if word.endswith((": average", ": top-k 0.5"))]
     assert "losses of all rows, of those trained on too" not in together
-    plain = load_table_run(fitted / "mined").record.plain.figures["mean_absolute_error"]
+    plain = load_table_run(fitted / "mined").record.plain.metrics["mean_absolute_error"]
     assert [word for word in alone if word.startswith(f"mean {plain:.5g}, largest ")]
 
 

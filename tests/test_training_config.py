@@ -12,7 +12,7 @@ import pytest
 from topkloss.app.errors import InputError
 from topkloss.app.options.file import read_config
 from topkloss.app.tasks.images.config import TrainConfig, checked, options
-from topkloss.app.tasks.images.records import Begun
+from topkloss.app.tasks.images.records import RunHeader
 
 
 def test_every_option_may_stand_in_a_file(tmp_path: Path) -> None:
@@ -31,10 +31,10 @@ def test_every_option_may_stand_in_a_file(tmp_path: Path) -> None:
 
 def test_what_a_run_leaves_is_such_a_file(tmp_path: Path) -> None:
     config = checked(TrainConfig(csv="birds.csv", ema=0.99, schedule="linear", out=str(tmp_path)))
-    begun = Begun(config, {"torch": "2.14.1"}, 1, 1, {"classes": ["Ä", "b"]})
-    begun.write(tmp_path)
+    header = RunHeader(config, {"torch": "2.14.1"}, 1, 1, {"classes": ["Ä", "b"]})
+    header.write(tmp_path)
     assert TrainConfig(**read_config(tmp_path / "config.yaml", options()), out=str(tmp_path)) == config
-    assert Begun.read(tmp_path) == begun
+    assert RunHeader.read(tmp_path) == header
 
 
 # Ten lines that stand for more words than fit into any memory.

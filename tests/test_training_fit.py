@@ -54,14 +54,14 @@ def test_a_run_is_a_folder_of_five_files(config: TrainConfig) -> None:
     assert sum(record.support.values()) == record.data["held_out"] == 3
     assert record.data["train"] == 27
     assert 0 <= record.last.accuracy <= 1
-    figures = json.loads((config.folder / "metrics.json").read_text())
+    metrics = json.loads((config.folder / "metrics.json").read_text())
     with (config.folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert float(rows[-1]["accuracy"]) == figures["accuracy"]
-    assert 0 <= figures["time"]["waiting"] <= 1
-    assert figures["time"]["criterion"] > 0
-    assert sum(figures["gradient"].values()) == pytest.approx(1, abs=1e-6)
+    assert float(rows[-1]["accuracy"]) == metrics["accuracy"]
+    assert 0 <= metrics["time"]["waiting"] <= 1
+    assert metrics["time"]["criterion"] > 0
+    assert sum(metrics["gradient"].values()) == pytest.approx(1, abs=1e-6)
     assert record.last.kept == pytest.approx(21 / 27)  # 6.3 of 9: the seventh in part
     assert record.last.fraction == 0.7
 

@@ -270,7 +270,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser, *, layout_only: bool = False) -> None:
-    """Those of the first task, then a group for what each other one has besides."""
+    """Adds the options of the first task, then a group for what each other one has besides."""
     (_, options), *others = option_groups(layout_only=layout_only)
     for one in options:
         _add_option(parser, one)

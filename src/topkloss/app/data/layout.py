@@ -87,8 +87,8 @@ def check_share(held_out: float) -> None:
 def _check_no_table(data: Path | None, options: DataOptions) -> None:
     for field in fields(DataOptions):
         if field.name != "held_out" and getattr(options, field.name) != field.default:
-            came = "none" if data is None else f"the folder {shown(data)}"
+            got = "none" if data is None else f"the folder {shown(data)}"
             raise InputError(
-                f"`--{field.name.replace('_', '-')}` must come with a table of images; got {came}. "
+                f"`--{field.name.replace('_', '-')}` must come with a table of images; got {got}. "
                 "Leave it out, or pass the table first."
             )

@@ -102,7 +102,7 @@ def _of_kind(one: Option, value: Any, where: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    """As Python writes it, but never much of it: a few lines of YAML can stand for a billion words."""
+    """A value as Python writes it, but never much of it: a few lines of YAML can stand for a billion words."""
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = 80
     brief.maxlevel = 2

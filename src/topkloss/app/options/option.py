@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from topkloss.app.errors import InputError
 
-__all__ = ["Option", "check_count", "cores", "option", "options_of", "refusals_of"]
+__all__ = ["Option", "check_count", "cores", "known", "option", "options_of", "refusals_of"]
+
+T = TypeVar("T")
 
 # What torch and numpy count with; a thousand times more than any run takes.
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
@@ -46,17 +48,17 @@ def option(
     ``many``: it takes several values of its kind.
     """
     shown = shown if shown is not None else "" if default in (None, False, "") else f"default: {default}"
-    told = {"kind": kind, "help": f"{text} ({shown})" if shown else text, "choices": tuple(choices)}
-    return field(default=default, metadata={**told, "least": least, "many": many})
+    meaning = {"kind": kind, "help": f"{text} ({shown})" if shown else text, "choices": tuple(choices)}
+    return field(default=default, metadata={**meaning, "least": least, "many": many})
 
 
 def options_of(config: type[Any]) -> dict[str, Option]:
     """The fields of a config, by the name of the option."""
 
     def made(one: Field[Any]) -> Option:
-        told = one.metadata
+        read = one.metadata
         name = one.name.replace("_", "-")
-        return Option(name, one.name, told["kind"], told["help"], told["choices"], one.default, told["many"])
+        return Option(name, one.name, read["kind"], read["help"], read["choices"], one.default, read["many"])
 
     return {one.name: one for one in map(made, fields(config))}
 
@@ -81,8 +83,23 @@ def check_count(name: str, value: int | None, least: int) -> None:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def known(value: T | None, name: str) -> T:
+    """The value of an option that is no longer open, because it was given, or `checked` or the data filled it in.
+
+    Args:
+        value: Of the option.
+        name: Of the option.
+
+    Raises:
+        InputError: If it is still open.
+    """
+    if value is None:
+        raise InputError(f"`--{name}` must be known here; got none. Pass it, or a config that was checked.")
+    return value
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def label_column(labels: str) -> Any:
 
 
 def label_columns() -> Any:
-    """Classes as columns."""
+    """The columns of the classes, where each has one."""
     return option(None, str, "one column per class instead, one of them 1 in each row", many=True)
 
 

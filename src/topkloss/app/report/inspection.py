@@ -101,7 +101,7 @@ def text(inspection: Inspection) -> str:
 
 
 def number_of(inspection: Inspection) -> str:
-    """How many losses there are."""
+    """The number of losses, in words."""
     return f"{len(inspection.losses)} loss{'' if len(inspection.losses) == 1 else 'es'}"
 
 
@@ -229,7 +229,7 @@ def _check(fractions: Sequence[float], constant_loss: float | None) -> None:
 
 
 def _shown(name: str) -> str:
-    """On one line, of bearable length, without what would command a terminal."""
+    """A name on one line, of bearable length, without what would command a terminal."""
     clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
 

@@ -80,7 +80,7 @@ def _against(axes: Axes, numbers: Numbers, name: str, colour: str) -> None:
 
 
 def _rings(axes: Axes, numbers: Numbers, name: str, drawn: Sequence[int], scale: float) -> None:
-    """Around the largest errors, each with its place in the table, on the side where that hides least."""
+    """Rings around the largest errors, each with its place in the table, on the side where that hides least."""
     predicted = numbers.predicted[name]
     rows = numbers.largest(name, LARGEST)
     taken = [(scale * numbers.true[row], scale * predicted[row], 3.0, 3.0) for row in {*drawn, *rows}]
@@ -99,12 +99,12 @@ def _rings(axes: Axes, numbers: Numbers, name: str, drawn: Sequence[int], scale:
 
 
 def _overlap(one: Box, other: Box) -> bool:
-    """Of two boxes, each its middle and half its size."""
+    """Whether two boxes overlap, each given by its middle and half its size."""
     return abs(one[0] - other[0]) < one[2] + other[2] and abs(one[1] - other[1]) < one[3] + other[3]
 
 
 def _sizes(axes: Axes, numbers: Numbers) -> None:
-    """Of each share of the rows, those that are farthest off, the least of their absolute errors."""
+    """Draws, for each share of the rows that are farthest off, the least of their absolute errors."""
     n = len(numbers.true)
     counts = sorted({round(n ** (step / MOST_POINTS)) for step in range(MOST_POINTS + 1)})
     for place, name in enumerate(numbers.predicted):

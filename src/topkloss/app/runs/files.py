@@ -36,12 +36,12 @@ def check_new(folder: Path, *, resumable: bool = True) -> None:
         OSError: If the system does not let it be seen.
     """
     if folder.exists() and not (folder.is_dir() and not list(_of_others(folder))):
-        way_out = (
+        hint = (
             f"Pass another, or --resume {in_command(folder)}"
             if resumable and (folder / "config.yaml").exists()
             else "Pass another"
         )
-        raise InputError(f"`--out` must be a new or empty folder; got {folder}, which exists. {way_out}.")
+        raise InputError(f"`--out` must be a new or empty folder; got {folder}, which exists. {hint}.")
 
 
 def _of_others(folder: Path) -> Iterator[Path]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from topkloss.app.errors import InputError
 from topkloss.app.runs.files import replacing
 
-__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure", "Numbers", "check_out_folder", "sampling_margin", "write_evaluation"]
+__all__ = ["Bin", "ClassMetrics", "Evaluation", "Metric", "Numbers", "check_out_folder", "in_file", "sampling_margin", "write_evaluation"]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """A number and its 95 % interval over the choice of images.
 
     Attributes:
@@ -34,8 +34,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class ClassFigures:
-    """One class against the rest; a figure is None where it would divide by 0.
+class ClassMetrics:
+    """One class against the rest; a metric is None where it would divide by 0.
 
     Attributes:
         name: Of the class.
@@ -114,7 +114,7 @@ class Evaluation:
         digest: Of the table (SHA-256).
         held_out: Whether they are the run's own held-out images.
         images: Their number; rows, where `unit` says so.
-        figures: `accuracy`, `balanced_accuracy`, `f1`, `auroc` (both the plain mean over the classes that have one),
+        metrics: `accuracy`, `balanced_accuracy`, `f1`, `auroc` (both the plain mean over the classes that have one),
             `cross_entropy` in nats, `calibration_error`, of models that have these; of numbers `r2`,
             `mean_absolute_error`, `root_mean_square_error`, and no classes.
         classes: In the order of the model's outputs.
@@ -131,8 +131,8 @@ class Evaluation:
     digest: str
     held_out: bool
     images: int
-    figures: dict[str, Figure]
-    classes: tuple[ClassFigures, ...]
+    metrics: dict[str, Metric]
+    classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     bins: tuple[Bin, ...]
     resamples: int
@@ -143,10 +143,15 @@ class Evaluation:
     def write(self, path: Path) -> None:
         """Writes it as JSON; what is undefined is null."""
         with replacing(path) as partial:
-            content = asdict(replace(self, numbers=None))
+            content = {in_file(name): value for name, value in asdict(replace(self, numbers=None)).items()}
             del content["numbers"]
             text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
+
+
+def in_file(name: str) -> str:
+    """What a field is called in the files of a run, which hold the metrics as ``figures``."""
+    return "figures" if name == "metrics" else name
 
 
 def sampling_margin(one: float, other: float, n: int) -> float:

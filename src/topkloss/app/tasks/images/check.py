@@ -54,7 +54,7 @@ class DataCheck:
         return "\n".join([*self.problems, *([""] if self.problems else []), head, "", *lines, "", uneven])
 
     def raise_for_problems(self) -> None:
-        """Nothing, where there is none.
+        """Refuses the data set where a problem was found.
 
         Raises:
             InputError: One sentence with their number.

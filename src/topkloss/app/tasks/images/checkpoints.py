@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -54,11 +54,11 @@ class Saving(Checkpoint):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Called by all processes; the first writes."""
-        assert isinstance(pl_module, ImageClassifier)
+        module = cast(ImageClassifier, pl_module)
         with disk(self.folder, f"epoch {trainer.current_epoch + 1}"):
             trainer.save_checkpoint(self.folder / CHECKPOINT)
             if trainer.is_global_zero:
-                write_epochs(self.folder, pl_module.progress.epochs)
+                write_epochs(self.folder, module.progress.epochs)
 
 
 def load(folder: Path) -> dict[str, Any] | None:

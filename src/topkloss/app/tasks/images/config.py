@@ -182,7 +182,7 @@ def options() -> dict[str, Option]:
 
 
 def checked(config: TrainConfig) -> TrainConfig:
-    """The same with what was left open filled in, where nothing has to be read to know it.
+    """The config with what was left open filled in, where nothing has to be read to know it.
 
     Raises:
         InputError: If an option is out of range, or two contradict each other.
@@ -202,7 +202,7 @@ def checked(config: TrainConfig) -> TrainConfig:
 
 
 def _check_parameters(config: TrainConfig) -> None:
-    """Each loss takes its own; `average` is fraction 1."""
+    """Checks that each loss gets its own parameters; `average` is fraction 1."""
     if config.loss == "average" and config.share != 1:
         raise InputError(
             f"`--fraction` must be 1 with --loss average, which averages all; got {config.share:g}. "
@@ -257,9 +257,9 @@ def check_colours(config: TrainConfig) -> None:
     ):
         numbers = getattr(config, name)
         if numbers is not None and not (len(numbers) == 3 and all(map(holds, numbers))):
-            came = " ".join(f"{number:g}" for number in numbers) or "nothing"
+            got = " ".join(f"{number:g}" for number in numbers) or "nothing"
             raise InputError(
-                f"`--{name}` must be three numbers that satisfy {rule}; got {came}. For channels in [0, 255] divide "
+                f"`--{name}` must be three numbers that satisfy {rule}; got {got}. For channels in [0, 255] divide "
                 "by 255; leave it out for the model's own."
             )
 

@@ -28,7 +28,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Evaluation:
-    """Measures a run; `topkloss.app.runs.classification.measure` defines the figures.
+    """Measures a run; `topkloss.app.runs.classification.measure` defines the metrics.
 
     Args:
         run: From `topkloss.app.tasks.images.run.load_run`.
@@ -64,7 +64,7 @@ def evaluate(
         digest=table.digest,
         held_out=csv is None,
         images=len(examples),
-        figures=measures.figures,
+        metrics=measures.metrics,
         classes=measures.classes,
         confusion=measures.confusion,
         bins=measures.bins,

@@ -38,7 +38,7 @@ class TableCheck:
         return "\n".join(self.problems or (f"{shown(self.source)}: nothing is wrong", "", *self.found))
 
     def raise_for_problems(self) -> None:
-        """Nothing, where there is none.
+        """Refuses the table where a problem was found.
 
         Raises:
             InputError: One sentence with their number.

@@ -105,7 +105,7 @@ def table_options() -> dict[str, Option]:
 
 
 def checked(config: TableConfig) -> TableConfig:
-    """The same with what was left open filled in, where nothing has to be read to know it.
+    """The config with what was left open filled in, where nothing has to be read to know it.
 
     Raises:
         InputError: If an option is out of range, or two contradict each other.
@@ -133,7 +133,7 @@ def checked(config: TableConfig) -> TableConfig:
 
 
 def _check_words(config: TableConfig) -> None:
-    """What goes with a task."""
+    """Checks that the row loss, the score and the class weights go with the task."""
     for name, value, choices in (("row-loss", config.row_loss, LOSSES), ("score", config.score, SCORES)):
         allowed = choices[config.task]
         if value is not None and value not in allowed:

@@ -57,7 +57,7 @@ def load_table_run(folder: str | Path) -> TableRun:
 
 
 def evaluate_table(run: TableRun, *, csv: str | Path | None = None, images: str | Path | None = None) -> Evaluation:
-    """Measures a run; `topkloss.app.tasks.tables.measure.measure_rows` defines the figures.
+    """Measures a run; `topkloss.app.tasks.tables.measure.measure_rows` defines the metrics.
 
     Args:
         run: From `load_table_run`.
@@ -85,7 +85,7 @@ def evaluate_table(run: TableRun, *, csv: str | Path | None = None, images: str 
         digest=table.digest,
         held_out=csv is None,
         images=len(labels),
-        figures=found.figures,
+        metrics=found.metrics,
         classes=found.classes,
         confusion=found.confusion,
         bins=found.bins,
