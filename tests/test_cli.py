@@ -186,6 +186,39 @@ def test_interruption_while_torch_is_loaded_is_as_quiet(tmp_path: Path) -> None:
     assert not re.search(r" topkloss\.app\.tasks\.images\.fit$", error, flags=re.MULTILINE), "loaded before the signal"
 
 
+INTERRUPTED = """
+import os, signal, threading
+from topkloss.app.loading import loading
+thread = threading.Thread(target=loading().__enter__)  # a signal is heard in the main thread only
+thread.start()
+thread.join()
+with loading():
+    pass
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("an exception", flush=True)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with loading():
+    signal.raise_signal(signal.SIGINT)
+print("ignored", flush=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with loading():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException:
+        print("taken by a library")
+"""
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_library_that_is_loaded_cannot_take_the_interruption() -> None:
+    command = [sys.executable, "-c", INTERRUPTED]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (130, "an exception\nignored\n")
+    assert result.stderr == "topkloss: interrupted; nothing was written.\n"
+
+
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     AVERAGE.write(tmp_path)
     command = [sys.executable, "-m", "topkloss.app.cli", "report", str(tmp_path)]

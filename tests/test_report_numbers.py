@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.customers import write_real
+from tests.test_cli import LOADED
 from topkloss.app.cli import main
 from topkloss.app.report.plot_numbers import MOST_DOTS, draw_numbers
 from topkloss.app.runs.metrics import Numbers
@@ -150,3 +153,10 @@ def test_runs_on_other_rows_are_not_drawn_together(
     assert output == ""
     assert "or with runs on numbers that were measured on the same rows; got 2 others. Draw them one by one." in error
     assert not picture.exists()
+
+
+def test_the_text_of_a_report_loads_no_torch(fitted: Path) -> None:
+    command = [sys.executable, "-c", LOADED, "report", "mined", "mean"]
+    result = subprocess.run(command, cwd=fitted, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr == "0 []\n"
+    assert "mean absolute error" in result.stdout

@@ -1,6 +1,7 @@
 """What a run is asked: the options of ``topkloss train``, each once, with its default, its values and its meaning.
 
-Nothing here needs torch: the command builds its options from this table, a file of options is read against it.
+The command builds its options from this table, a file of options is read against it, and a report reads it: none of
+that needs torch. `checked` asks the library for its ranges.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What a run on a table of features is asked: the options of ``topkloss train --task classification | regression``.
 
-Nothing here needs torch or scikit-learn: the command builds its options from this table too.
+The command builds its options from this table too, without torch or scikit-learn. `checked` asks the library for its
+ranges.
 """
 
 from __future__ import annotations
