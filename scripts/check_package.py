@@ -29,8 +29,8 @@ USE = "import torch, topkloss; assert topkloss.average_top_k(torch.tensor([1.0, 
 NATIVE = "from topkloss.kernels import native; print(native.LIBRARY.path)"
 PORTABLE = "from topkloss.kernels import native; assert native.LIBRARY is None"
 
-# All that a wheel installs: the library, and what hears Ctrl-C before it is loaded.
-PACKAGES = ("topkloss/", "topkloss_command/")
+# All that a wheel installs.
+PACKAGE = "topkloss/"
 
 # The native kernels in a wheel, and where their sources lie in an sdist.
 LIBRARY = "topkloss/kernels/_native.so"
@@ -85,9 +85,9 @@ def wheel_files(wheel: Path) -> list[str]:
 def check_contents(wheel: Path, sdist: Path) -> None:
     """The wheel has the library and nothing else; the sdist has what it takes to build and test it."""
     names = wheel_files(wheel)
-    inside = {name for name in names if name.startswith(PACKAGES)}
+    inside = {name for name in names if name.startswith(PACKAGE)}
     outside = {name for name in names if name not in inside and ".dist-info/" not in name}
-    require(not outside, f"the wheel must hold {' and '.join(PACKAGES)} only; it also holds {sorted(outside)}")
+    require(not outside, f"the wheel must hold {PACKAGE} only; it also holds {sorted(outside)}")
     require("topkloss/py.typed" in inside, "the wheel lacks topkloss/py.typed")
     libraries = {name for name in inside if name.endswith(".so")}
     require(libraries == {LIBRARY}, f"the wheel must hold {LIBRARY}; it holds {sorted(libraries)}")

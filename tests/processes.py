@@ -24,7 +24,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 def run(*arguments: object, cwd: Path, launcher: Sequence[str] = ("-m",)) -> subprocess.CompletedProcess[str]:
     """The command in a new interpreter."""
-    command = [sys.executable, *launcher, "topkloss.app.cli", *map(str, arguments)]
+    command = [sys.executable, *launcher, "topkloss", *map(str, arguments)]
     process = subprocess.Popen(
         command, cwd=cwd, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -81,4 +81,4 @@ def _main(words: list[str], cwd: Path, environment: Mapping[str, str], streams: 
 
 def _command(words: list[str]) -> None:
     sys.argv = ["topkloss", *words]
-    runpy.run_module("topkloss.app.cli", run_name="__main__", alter_sys=True)
+    runpy.run_module("topkloss", run_name="__main__", alter_sys=True)

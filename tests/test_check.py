@@ -20,7 +20,7 @@ from tests.pictures import write_pictures
 from tests.processes import forked
 from topkloss.app.cli import main
 from topkloss.app.data.dataset import DataOptions, read_table
-from topkloss.app.data.images import BadImage, decode, decode_all
+from topkloss.app.data.decoding import BadImage, decode, decode_all
 from topkloss.app.errors import InputError, shown
 from topkloss.app.tasks.images.check import check
 
@@ -150,7 +150,7 @@ def test_digits_are_free_of_problems(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_worker_that_is_killed_is_a_sentence(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("topkloss.app.data.images.decode", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("topkloss.app.data.decoding.decode", lambda path: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(
         InputError, match=r"^`--workers` must be as many .*; got 1, and one was killed\. Pass --workers 0"
     ):

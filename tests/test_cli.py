@@ -183,7 +183,40 @@ def test_interruption_while_torch_is_loaded_is_as_quiet(tmp_path: Path) -> None:
     said = [line for line in error.splitlines() if not line.startswith("import time:")]
     assert said == ["topkloss: interrupted; nothing was written."]
     assert (process.returncode, output) == (130, "")
-    assert not re.search(r" topkloss\.cli$", error, flags=re.MULTILINE), "torch was loaded before the signal came"
+    assert not re.search(r" topkloss\.app\.tasks\.images\.fit$", error, flags=re.MULTILINE), "loaded before the signal"
+
+
+INTERRUPTED = """
+import os, signal, threading
+from topkloss.app.loading import loading
+thread = threading.Thread(target=loading().__enter__)  # a signal is heard in the main thread only
+thread.start()
+thread.join()
+with loading():
+    pass
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("an exception", flush=True)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with loading():
+    signal.raise_signal(signal.SIGINT)
+print("ignored", flush=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with loading():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException:
+        print("taken by a library")
+"""
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_library_that_is_loaded_cannot_take_the_interruption() -> None:
+    command = [sys.executable, "-c", INTERRUPTED]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (130, "an exception\nignored\n")
+    assert result.stderr == "topkloss: interrupted; nothing was written.\n"
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
@@ -229,15 +262,41 @@ def test_a_missing_package_names_the_extra(
     assert result.stderr.count("\n") == 1
 
 
-def test_version_and_help_load_no_trainer(tmp_path: Path) -> None:
-    script = (
-        "import sys; from topkloss.app.cli import main\n"
-        "try: main(['--version'])\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'lightning', 'timm', 'torchvision', 'PIL', 'matplotlib', 'torchmetrics'} & set(sys.modules)))"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert result.stdout == f"topkloss {topkloss.__version__}\n[]\n"
+LOADED = """
+import sys
+from topkloss.app.cli import main
+try:
+    code = main()
+except SystemExit as end:
+    code = end.code
+heavy = {"lightning", "matplotlib", "numpy", "PIL", "scipy", "sklearn", "timm", "torch", "torchmetrics", "torchvision"}
+print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["inspect", "--help"], 0),
+        (["inspect", "gone.csv"], 2),
+        (["inspect", "bad.csv"], 2),
+        (["report", "run"], 0),
+        (["report", "run", "run"], 0),
+    ],
+)
+def test_loads_neither_torch_nor_a_trainer(arguments: list[str], code: int, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    AVERAGE.write(tmp_path / "run")
+    (tmp_path / "bad.csv").write_text("loss\n1\ntwo\n")
+    command = [sys.executable, "-c", LOADED, *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr.splitlines()[-1] == f"{code} []"
+    assert bool(result.stdout) == (code == 0)
+    if arguments == ["--version"]:
+        assert result.stdout == f"topkloss {topkloss.__version__}\n"
 
 
 @pytest.mark.parametrize(

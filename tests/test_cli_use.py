@@ -15,7 +15,7 @@ import pytest
 
 from tests.processes import run
 from topkloss.app.cli import main
-from topkloss.app.tasks.images.records import Begun
+from topkloss.app.tasks.images.records import RunHeader
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "weights of nothing": (lambda: os.truncate("run/model.safetensors", 0), PREDICT, "model.safetensors must hold"),
     "a changed table": (
         lambda: (
-            change("run/config.yaml", str(Begun.read(Path("run")).config.csv), "data/p.csv")(),
+            change("run/config.yaml", str(RunHeader.read(Path("run")).config.csv), "data/p.csv")(),
             Path("data/p.csv").write_text("image,label\n2-0.png,2\n2-1.png,2\n10-0.png,10\n10-1.png,10\n"),
         ),
         ("evaluate", "run"),

@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 from tests.pictures import LABELS, write_pictures
 from topkloss.app.data.dataset import DataOptions, Example, ImageTable, read_table, split
-from topkloss.app.data.images import FORMATS, MOST_PIXELS, suffixes
+from topkloss.app.data.decoding import FORMATS, MOST_PIXELS, suffixes
 from topkloss.app.data.listing import Listing
 from topkloss.app.errors import InputError
 
@@ -346,7 +346,7 @@ def test_an_image_outside_is_never_skipped(table: Path) -> None:
 
 def test_the_limit_is_reached_and_not_exceeded(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_PIXELS == 50_000_000
-    monkeypatch.setattr("topkloss.app.data.images.MOST_PIXELS", 16 * 16)
+    monkeypatch.setattr("topkloss.app.data.decoding.MOST_PIXELS", 16 * 16)
     assert len(read_table(table).examples) == 30
     Image.new("L", (16, 17)).save(tmp_path / "2-5.png")
     with pytest.raises(InputError, match="line 7: an image must have 0 million pixels or fewer"):

@@ -134,7 +134,11 @@ BAD: dict[str, tuple[bytes, tuple[str, ...], str]] = {
         "line 2: `split` must be train, held_out (or val) or test",
     ),
     # options
-    "a share in %": (GOOD, (*C, "--fractions", "70"), "got 70. For the 70 % largest losses pass 0.7."),
+    "a share in %": (
+        GOOD,
+        (*C, "--fractions", "70"),
+        "`--fractions`: `fraction` must satisfy 0 < fraction <= 1; got 70. For the 70 % hardest el",
+    ),
     "one fraction": (
         GOOD,
         (*C, "--fraction", "0.7"),
@@ -152,7 +156,7 @@ BAD: dict[str, tuple[bytes, tuple[str, ...], str]] = {
     "everything dropped": (
         GOOD,
         (*C, "--drop-fraction", "1"),
-        "`--drop-fraction` must satisfy 0 < drop-fraction < 1; ",
+        "`--drop-fraction`: `drop_fraction` must satisfy 0 <= drop_fraction < 1; ",
     ),
     "classes of numbers": (
         GOOD,

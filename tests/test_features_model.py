@@ -20,13 +20,13 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from tests.customers import write_customers, write_real
 from topkloss.app.errors import InputError
 from topkloss.app.tasks.tables.config import TableConfig, checked
-from topkloss.app.tasks.tables.data import Data, read_data
 from topkloss.app.tasks.tables.encoding import Encoding
 from topkloss.app.tasks.tables.fit import fit_table
 from topkloss.app.tasks.tables.measure import gains, measure_rows
 from topkloss.app.tasks.tables.model import Linear, load_models
 from topkloss.app.tasks.tables.records import TableRecord
 from topkloss.app.tasks.tables.search import Training, folds
+from topkloss.app.tasks.tables.source import Data, read_data
 from topkloss.tabular import AverageTopKClassifier, AverageTopKClassifierCV
 
 ONE: dict[str, Any] = {"fractions": (0.7,), "C": (1.0,)}
@@ -123,9 +123,9 @@ def test_the_file_holds_the_model_bit_for_bit(tmp_path: Path, name: str, asked: 
     again, model, plain = load_models(tmp_path / "run")
     assert again == encoding
     features, labels = encoding.encode(data.rows, data.held_out), data.labels[data.held_out]
-    figures = measure_rows(model, features, labels, resamples=0).figures
-    measured = {one: figure.value for one, figure in figures.items()}
-    assert measured == record.model.figures
+    metrics = measure_rows(model, features, labels, resamples=0).metrics
+    measured = {one: metric.value for one, metric in metrics.items()}
+    assert measured == record.model.metrics
     assert gains(model, plain, features, labels, record.config.score or "") == (record.difference, record.chance)
     assert TableRecord.read(tmp_path / "run") == record
     with (tmp_path / "run" / "losses.csv").open() as file:
@@ -268,24 +268,24 @@ def test_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
     features, labels = chance.normal(size=(300, 1)), chance.normal(size=300)
     model = Linear("squared", (), np.array([[0.5]]), np.array([0.1]))
     predicted = 0.5 * features[:, 0] + 0.1
-    found = measure_rows(model, features, labels).figures
+    found = measure_rows(model, features, labels).metrics
     oracle = {
         "r2": r2_score(labels, predicted),
         "mean_absolute_error": mean_absolute_error(labels, predicted),
         "root_mean_square_error": root_mean_squared_error(labels, predicted),
     }
-    assert {name: figure.value for name, figure in found.items()} == pytest.approx(oracle)
-    for name, figure in found.items():
-        assert figure.low is not None
-        assert figure.high is not None
-        assert figure.low < oracle[name] < figure.high
-    assert measure_rows(model, features, np.ones(300)).figures["r2"].value is None
+    assert {name: metric.value for name, metric in found.items()} == pytest.approx(oracle)
+    for name, metric in found.items():
+        assert metric.low is not None
+        assert metric.high is not None
+        assert metric.low < oracle[name] < metric.high
+    assert measure_rows(model, features, np.ones(300)).metrics["r2"].value is None
 
     places = (labels > 0).astype(float)
     classes = Linear("hinge", ("no", "yes"), np.array([[2.0]]), np.array([0.1]))
-    figures = measure_rows(classes, features, places, resamples=0).figures
-    assert figures.keys() == {"accuracy", "balanced_accuracy", "f1", "auroc"}
-    assert figures["auroc"].value == pytest.approx(roc_auc_score(places, features[:, 0]), abs=1e-6)
+    metrics = measure_rows(classes, features, places, resamples=0).metrics
+    assert metrics.keys() == {"accuracy", "balanced_accuracy", "f1", "auroc"}
+    assert metrics["auroc"].value == pytest.approx(roc_auc_score(places, features[:, 0]), abs=1e-6)
 
 
 def test_a_gain_is_judged_on_the_same_rows() -> None:

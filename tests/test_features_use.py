@@ -147,7 +147,7 @@ def test_numbers_are_evaluated_and_predicted(here: Path, capsys: pytest.CaptureF
         predicted = [float(row["prediction"]) for row in csv.DictReader(file)]
     assert len(predicted) == 442
     assert 100 < sum(predicted) / 442 < 200
-    assert model.record.model.figures["r2"] == pytest.approx(
+    assert model.record.model.metrics["r2"] == pytest.approx(
         json.loads(Path("numbers/evaluation.json").read_text())["figures"]["r2"]["value"]
     )
 
@@ -265,6 +265,16 @@ BAD: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
     "runs of two kinds": (lambda: AVERAGE.write(Path("numbers")), ("report", "run", "numbers"), "Report them apart."),
     "an export": (nothing, ("export", "run", "--out", "model.onnx"), "`RUN` must be a run on images; got run, on a ta"),
     "a finished run": (nothing, ("train", "--resume", "run"), "`--resume` must be a run on images; got run, on a tabl"),
+    "a task that is none": (
+        change("run/config.yaml", "task: classification", "task: sorting"),
+        ("evaluate", "run"),
+        "run/config.yaml: `task` must be one of images, classification, regression; got 'sorting'. Correct the line.",
+    ),
+    "a run of another task": (
+        nothing,
+        ("train", "--resume", "run", "--task", "images"),
+        "`--task` must be classification with",
+    ),
     "a run that is there": (
         nothing,
         ("train", "customers.csv", *ASKED, *SMALL, "--out", "run"),

@@ -1,4 +1,4 @@
-"""The house keeps its walls: who imports whom, how long a file may be, what `import topkloss` costs, true examples."""
+"""The house keeps its walls: who imports whom, how long a file may be, what is public and costs at import, examples."""
 
 from __future__ import annotations
 
@@ -35,9 +35,13 @@ EXTRAS_OF_ROOM = {
     "topkloss.app.runs": ("train",),
     "topkloss.app.tasks": ("train",),
     "topkloss.app.tasks.images.export": ("train", "export"),
+    "topkloss.app.tasks.images.plot": ("report",),
     "topkloss.app.tasks.tables": ("train", "tabular"),
     "topkloss.tabular": ("tabular",),
 }
+
+# Inside app, from the ground up: a room imports its own and those before it.
+ORDER_OF_APP = ("errors", "loading", "progress", "options", "data", "runs", "report", "tasks", "doctor", "cli")
 
 # Packages whose import has another name than their distribution.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -153,15 +157,16 @@ def test_a_room_imports_what_its_extra_brings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["topkloss.app.cli"])
-def test_the_command_starts_without_an_extra(name: str) -> None:
-    """Nor does anything that it imports when it starts."""
+def test_the_command_starts_without_torch_and_any_extra(name: str) -> None:
+    """Nor does anything load them that it imports when it starts, or the packages that hold it."""
     entered, waiting = set[str](), {name}
     while waiting:
         module = waiting.pop()
         entered.add(module)
         found = imports(MODULES[module], deferred=False)
-        assert third_party(found) <= {"torch"}, module
-        waiting |= (found & MODULES.keys()) - entered
+        assert third_party(found) == set(), module
+        packages = {".".join(parts[:end]) for parts in [module.split(".")] for end in range(1, len(parts))}
+        waiting |= ((found | packages) & MODULES.keys()) - entered
 
 
 def test_images_and_features_know_nothing_of_each_other() -> None:
@@ -174,6 +179,7 @@ def test_images_and_features_know_nothing_of_each_other() -> None:
     assert not {"lightning", "timm"} & {
         package for module in entered for package in third_party(imports(MODULES[module]))
     }
+    assert not any(name.startswith("topkloss.app.tasks.images.") for name in entered)
     others = {name for name in MODULES if name.startswith("topkloss.app.")} - entered - {"topkloss.app.tasks.dispatch"}
     assert {"topkloss.app.tasks.images.fit", "topkloss.app.tasks.images.run"} <= others
     assert not {one for name in others for one in imports(MODULES[name]) if one.startswith("topkloss.tabular")}
@@ -182,6 +188,25 @@ def test_images_and_features_know_nothing_of_each_other() -> None:
 def test_imports_run_in_one_direction() -> None:
     graph = {name: {other for other in imports(file) if other in MODULES} - {name} for name, file in MODULES.items()}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("topkloss.app.")))
+def test_inside_app_a_room_imports_those_below_it(name: str) -> None:
+    own = ORDER_OF_APP.index(name.split(".")[2])
+    rooms = {other.split(".")[2] for other in imports(MODULES[name]) if other.startswith("topkloss.app.")}
+    assert rooms <= set(ORDER_OF_APP[: own + 1])
+
+
+def test_one_name_is_one_module_of_app() -> None:
+    """But for the verbs, which each task has under the same name."""
+    found: dict[str, set[str]] = {}
+    for name in MODULES:
+        if name.startswith("topkloss.app."):
+            package, _, base = name.rpartition(".")
+            found.setdefault(base, set()).add(package)
+    twice = {base: packages for base, packages in found.items() if len(packages) > 1}
+    tasks = {name.rpartition(".")[0] for name in MODULES if name.startswith("topkloss.app.tasks.") and "fit" in name}
+    assert {base: packages for base, packages in twice.items() if not packages <= tasks} == {}
 
 
 # size
@@ -231,6 +256,55 @@ def test_no_line_of_markdown_is_too_long() -> None:
     assert LONGER_LINES_WITH_REASON.keys() <= too_long.keys(), "no longer too long: take it off the list"
 
 
+# the public names
+
+
+def test_public_names_are_the_same_for_python_and_for_type_checkers() -> None:
+    """`__all__`, what is imported under TYPE_CHECKING, and what the modules that are loaded say themselves."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    checked = {
+        node.module: [alias.name for alias in node.names]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("topkloss.")
+    }
+    loaded = {module: importlib.import_module(module).__all__ for module in topkloss._MODULES}
+    assert {module: sorted(names) for module, names in loaded.items()} == {
+        str(module): sorted(names) for module, names in checked.items()
+    }
+    assert sorted(topkloss.__all__) == sorted(name for names in loaded.values() for name in names)
+    assert len(set(topkloss.__all__)) == len(topkloss.__all__) == 36
+    rooms = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "topkloss"
+        for alias in node.names
+    }
+    assert rooms == topkloss._ROOMS == {name.split(".")[1] for name in CORE - {"topkloss", "topkloss.reference"}}
+
+
+LAZY = """
+import sys, topkloss, topkloss.app
+print(topkloss.app.TrainConfig.__name__, "torch" in sys.modules)
+print("torch" in sys.modules, {*topkloss.__all__, "losses", "__version__"} <= set(dir(topkloss)))
+print(hasattr(topkloss, "nothing"), hasattr(topkloss, "losses_"), "torch" in sys.modules)
+print(topkloss.losses.hinge_loss.__name__, topkloss.loop.schedule.LinearFraction is topkloss.LinearFraction)
+from topkloss import *
+print(average_top_k.__module__, "torch" in sys.modules)
+"""
+
+
+def test_torch_is_loaded_when_the_first_name_is_used() -> None:
+    command = [sys.executable, "-W", "error", "-c", LAZY]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.splitlines() == [
+        "TrainConfig False",
+        "False True",
+        "False False False",
+        "hinge_loss True",
+        "topkloss.aggregates.average True",
+    ]
+
+
 # import
 
 
@@ -239,7 +313,7 @@ import sys, time
 start = time.process_time()
 import torch
 before, between = set(sys.modules), time.process_time()
-import topkloss
+from topkloss import *
 end = time.process_time()
 print(1000 * (end - between), 1000 * (between - start), *sorted(set(sys.modules) - before))
 """
@@ -256,7 +330,7 @@ def test_import_is_light() -> None:
         fastest = min(fastest, float(own) * min(1.0, MILLISECONDS_OF_TORCH / float(torchs)))
         if fastest < MILLISECONDS_OF_IMPORT:
             return
-    pytest.fail(f"`import topkloss` adds {fastest:.0f} ms to torch's own; at most {MILLISECONDS_OF_IMPORT} ms")
+    pytest.fail(f"`from topkloss import *` adds {fastest:.0f} ms to torch's own; at most {MILLISECONDS_OF_IMPORT} ms")
 
 
 # examples

@@ -124,7 +124,15 @@ def test_a_file_that_is_no_text_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "sentence"), [(70, "got 70. For the 70 % hardest pass 0.7."), (0, "got 0. For the 70 % hardest")]
+    ("fraction", "sentence"),
+    [
+        (
+            70,
+            "`--fractions`: `fraction` must satisfy 0 < fraction <= 1; got 70. "
+            "For the 70 % hardest elements pass fraction=0.7.",
+        ),
+        (0, "got 0. For the 70 % hardest elements"),
+    ],
 )
 def test_a_fraction_out_of_range_is_said(tmp_path: Path, fraction: float, sentence: str) -> None:
     with pytest.raises(InputError, match=re.escape(sentence)):

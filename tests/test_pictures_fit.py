@@ -22,8 +22,8 @@ from topkloss.app.report.inspection import inspect
 from topkloss.app.report.plot_evaluation import draw_evaluation
 from topkloss.app.report.plot_inspection import draw_inspection
 from topkloss.app.report.plot_numbers import draw_numbers
-from topkloss.app.report.plot_runs import draw
-from topkloss.app.runs.metrics import ClassFigures
+from topkloss.app.runs.metrics import ClassMetrics
+from topkloss.app.tasks.images.plot import draw
 
 NAMES = {
     "two": ("cat", "dog"),
@@ -46,7 +46,7 @@ def report(names: tuple[str, ...], path: Path) -> None:
 
 
 def evaluation(names: tuple[str, ...], path: Path) -> None:
-    classes = tuple(ClassFigures(name, 1, 1, 1.0, 1.0, 1.0, 1.0) for name in names)
+    classes = tuple(ClassMetrics(name, 1, 1, 1.0, 1.0, 1.0, 1.0) for name in names)
     confusion = tuple(tuple(int(row == column) for column in range(len(names))) for row in range(len(names)))
     draw_evaluation(replace(EVALUATION, classes=classes, confusion=confusion), path)
 

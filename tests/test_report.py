@@ -13,9 +13,10 @@ import pytest
 from matplotlib.axes import Axes
 
 from topkloss.app.errors import InputError
-from topkloss.app.report.plot_runs import draw
-from topkloss.app.report.table import chance, table
+from topkloss.app.runs.metrics import sampling_margin
+from topkloss.app.tasks.images.plot import draw
 from topkloss.app.tasks.images.records import EpochRecord, RunRecord, TrainConfig
+from topkloss.app.tasks.images.text import table
 
 AVERAGE = RunRecord(
     config=TrainConfig(loss="average"),
@@ -84,8 +85,8 @@ def test_a_class_that_one_run_does_not_have_is_a_dash() -> None:
 
 
 def test_chance_is_that_of_two_proportions() -> None:
-    assert chance(0.5, 0.5, 100) == pytest.approx(1.96 * 0.0707, rel=1e-3)
-    assert chance(1.0, 1.0, 100) == 0
+    assert sampling_margin(0.5, 0.5, 100) == pytest.approx(1.96 * 0.0707, rel=1e-3)
+    assert sampling_margin(1.0, 1.0, 100) == 0
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,15 @@ import numpy as np
 import pytest
 
 from tests.customers import write_real
+from tests.test_cli import LOADED
 from topkloss.app.cli import main
 from topkloss.app.report.plot_numbers import MOST_DOTS, draw_numbers
-from topkloss.app.report.rows import rows_table
 from topkloss.app.runs.metrics import Numbers
 from topkloss.app.tasks.tables.config import TableConfig
 from topkloss.app.tasks.tables.evaluate import evaluate_table, load_table_run
 from topkloss.app.tasks.tables.fit import fit_table
 from topkloss.app.tasks.tables.records import TableRecord
+from topkloss.app.tasks.tables.text import rows_table
 
 TRUE = (1.0, 2.0, 3.0, 4.0)
 NUMBERS = Numbers(
@@ -128,7 +131,7 @@ def test_the_report_draws_runs_on_the_same_rows(fitted: Path, tmp_path: Path) ->
     assert {"average", "top-k 0.5", "losses of all rows, of those trained on too"} <= set(alone)
     assert [word for word in together if word.endswith((": average", ": top-k 0.5"))]
     assert "losses of all rows, of those trained on too" not in together
-    plain = load_table_run(fitted / "mined").record.plain.figures["mean_absolute_error"]
+    plain = load_table_run(fitted / "mined").record.plain.metrics["mean_absolute_error"]
     assert [word for word in alone if word.startswith(f"mean {plain:.5g}, largest ")]
 
 
@@ -150,3 +153,10 @@ def test_runs_on_other_rows_are_not_drawn_together(
     assert output == ""
     assert "or with runs on numbers that were measured on the same rows; got 2 others. Draw them one by one." in error
     assert not picture.exists()
+
+
+def test_the_text_of_a_report_loads_no_torch(fitted: Path) -> None:
+    command = [sys.executable, "-c", LOADED, "report", "mined", "mean"]
+    result = subprocess.run(command, cwd=fitted, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr == "0 []\n"
+    assert "mean absolute error" in result.stdout

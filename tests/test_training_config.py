@@ -12,7 +12,7 @@ import pytest
 from topkloss.app.errors import InputError
 from topkloss.app.options.file import read_config
 from topkloss.app.tasks.images.config import TrainConfig, checked, options
-from topkloss.app.tasks.images.records import Begun
+from topkloss.app.tasks.images.records import RunHeader
 
 
 def test_every_option_may_stand_in_a_file(tmp_path: Path) -> None:
@@ -21,20 +21,20 @@ def test_every_option_may_stand_in_a_file(tmp_path: Path) -> None:
         "csv: birds.csv\nloss: ranked-range\nfraction: 7e-1\nlr: 1e-3\nprecision: 32\nchannels-last: true\nema: null\n"
         "epochs: '3'\nmodel: 12\n"
     )
-    assert read_config(file) == {
+    assert read_config(file, options()) == {
         **{"csv": "birds.csv", "loss": "ranked-range", "fraction": 0.7, "lr": 1e-3, "precision": "32"},
         **{"channels_last": True, "ema": None, "epochs": 3, "model": "12"},
     }
     file.write_text("")
-    assert read_config(file) == {}
+    assert read_config(file, options()) == {}
 
 
 def test_what_a_run_leaves_is_such_a_file(tmp_path: Path) -> None:
     config = checked(TrainConfig(csv="birds.csv", ema=0.99, schedule="linear", out=str(tmp_path)))
-    begun = Begun(config, {"torch": "2.14.1"}, 1, 1, {"classes": ["Ä", "b"]})
-    begun.write(tmp_path)
-    assert TrainConfig(**read_config(tmp_path / "config.yaml"), out=str(tmp_path)) == config
-    assert Begun.read(tmp_path) == begun
+    header = RunHeader(config, {"torch": "2.14.1"}, 1, 1, {"classes": ["Ä", "b"]})
+    header.write(tmp_path)
+    assert TrainConfig(**read_config(tmp_path / "config.yaml", options()), out=str(tmp_path)) == config
+    assert RunHeader.read(tmp_path) == header
 
 
 # Ten lines that stand for more words than fit into any memory.
@@ -74,7 +74,7 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) ->
     file = tmp_path / "run.yaml"
     file.write_text(text)
     with pytest.raises(InputError) as caught:
-        read_config(file)
+        read_config(file, options())
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, content: bytes | Non
     if content is not None:
         (tmp_path / "run.yaml").write_bytes(content)
     with pytest.raises(InputError, match=r"^`--config` must be a YAML file in UTF-8; got .*Pass another\.$"):
-        read_config(tmp_path / "run.yaml")
+        read_config(tmp_path / "run.yaml", options())
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,10 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, content: bytes | Non
         ({"threshold": 0.5}, "`--threshold` must be left out with --loss top-k, which takes none; got 0.5. "),
         ({"loss": "ohem", "drop_fraction": 0.1}, "`--drop-fraction` must be left out with --loss ohem, which takes"),
         ({"loss": "average", "focal_gamma": 2.0}, "`--focal-gamma` must be left out with --loss average, which takes"),
-        ({"loss": "ranked-range", "drop_fraction": 1.0}, "`--drop-fraction` must satisfy 0 <= drop-fraction < 1; got"),
+        (
+            {"loss": "ranked-range", "drop_fraction": 1.0},
+            "`--drop-fraction`: `drop_fraction` must satisfy 0 <= drop_fraction < 1; got 1",
+        ),
         ({"loss": "ohem", "threshold": -1.0}, "`--threshold` must satisfy 0 <= threshold <= 1000; got -1. "),
         ({"loss": "focal", "focal_gamma": -1.0}, "`--focal-gamma` must satisfy 0 <= focal-gamma <= 1000; got -1."),
         ({"loss": "focal", "label_smoothing": 0.1}, "`--label-smoothing` must be 0 with --loss focal, which knows"),
@@ -125,7 +128,7 @@ def test_options_that_contradict_are_refused(change: dict[str, Any], sentence: s
 
 def test_more_processes_than_any_machine_carries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, most in ((1, 64), (8, 64), (100, 800)):
-        monkeypatch.setattr("topkloss.app.data.options.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("topkloss.app.options.option.cores", lambda cores=cores: cores)
         assert checked(TrainConfig(workers=most)).workers == most
         with pytest.raises(InputError, match=rf"^`--workers` must be {most} or fewer; got {most + 1}\."):
             checked(TrainConfig(workers=most + 1))

@@ -16,7 +16,7 @@ import torch
 from topkloss.app.errors import InputError
 from topkloss.app.report.evaluation import text
 from topkloss.app.report.plot_evaluation import draw_evaluation
-from topkloss.app.runs.metrics import Bin, ClassFigures, Evaluation, Figure
+from topkloss.app.runs.metrics import Bin, ClassMetrics, Evaluation, Metric
 from topkloss.app.tasks.images.evaluate import evaluate, write_evaluation
 from topkloss.app.tasks.images.records import RunRecord
 from topkloss.app.tasks.images.run import Run, load_run
@@ -42,8 +42,8 @@ def test_the_held_out_images_are_those_of_the_trainer(run: Run) -> None:
     assert evaluation.held_out
     assert evaluation.images == 3
     assert evaluation.digest == record.data["digest"]
-    assert evaluation.figures["accuracy"].value == record.last.accuracy
-    assert evaluation.figures["cross_entropy"].value == pytest.approx(record.last.cross_entropy, abs=1e-6)
+    assert evaluation.metrics["accuracy"].value == record.last.accuracy
+    assert evaluation.metrics["cross_entropy"].value == pytest.approx(record.last.cross_entropy, abs=1e-6)
     assert {one.name: one.recall for one in evaluation.classes} == record.recall
     assert {one.name: one.support for one in evaluation.classes} == record.support
 
@@ -53,8 +53,8 @@ def test_batches_and_processes_change_nothing(run: Run, table: Path, batch_size:
     evaluation = evaluate(run, csv=table, batch_size=batch_size, workers=workers)
     whole = evaluate(run, csv=table)
     assert evaluation.confusion == whole.confusion
-    for name, figure in whole.figures.items():
-        assert evaluation.figures[name].value == pytest.approx(figure.value, abs=1e-5)
+    for name, metric in whole.metrics.items():
+        assert evaluation.metrics[name].value == pytest.approx(metric.value, abs=1e-5)
     assert (evaluation.images, evaluation.held_out) == (30, False)
 
 
@@ -178,18 +178,18 @@ EVALUATION = Evaluation(
     digest="abc",
     held_out=False,
     images=8,
-    figures={
-        "accuracy": Figure(0.75, 0.5, 1.0),
-        "balanced_accuracy": Figure(0.8, 0.5, 1.0),
-        "f1": Figure(0.7333333, 0.4, 1.0),
-        "auroc": Figure(0.9, 0.7, 1.0),
-        "cross_entropy": Figure(0.51234, 0.3, 0.8),
-        "calibration_error": Figure(0.123, 0.1, 0.2),
+    metrics={
+        "accuracy": Metric(0.75, 0.5, 1.0),
+        "balanced_accuracy": Metric(0.8, 0.5, 1.0),
+        "f1": Metric(0.7333333, 0.4, 1.0),
+        "auroc": Metric(0.9, 0.7, 1.0),
+        "cross_entropy": Metric(0.51234, 0.3, 0.8),
+        "calibration_error": Metric(0.123, 0.1, 0.2),
     },
     classes=(
-        ClassFigures("$heron_1$", 5, 4, 0.75, 0.6, 0.6666667, 0.9),
-        ClassFigures("egret", 3, 4, 0.75, 1.0, 0.8, 0.9),
-        ClassFigures("a\x1b[31mstork", 0, 0, None, None, None, None),
+        ClassMetrics("$heron_1$", 5, 4, 0.75, 0.6, 0.6666667, 0.9),
+        ClassMetrics("egret", 3, 4, 0.75, 1.0, 0.8, 0.9),
+        ClassMetrics("a\x1b[31mstork", 0, 0, None, None, None, None),
     ),
     confusion=((3, 1, 0), (0, 3, 0), (0, 0, 0)),
     bins=(Bin(0.0, 0.5, 0, None, None), Bin(0.5, 1.0, 8, 0.8, 0.75)),
@@ -222,18 +222,18 @@ def test_the_text() -> None:
 
 
 def test_no_error_is_not_called_certainty() -> None:
-    perfect = replace(EVALUATION, figures={**EVALUATION.figures, "accuracy": Figure(1.0, 1.0, 1.0)}, images=300)
+    perfect = replace(EVALUATION, metrics={**EVALUATION.metrics, "accuracy": Metric(1.0, 1.0, 1.0)}, images=300)
     assert text(perfect).endswith("No error on 300 images is compatible with an error rate of up to 1.0 %.")
 
 
 def test_a_missing_interval_is_a_dash_and_said() -> None:
-    unranked = replace(EVALUATION, figures={**EVALUATION.figures, "auroc": Figure(0.9)})
+    unranked = replace(EVALUATION, metrics={**EVALUATION.metrics, "auroc": Metric(0.9)})
     assert re.search(r"mean AUROC, % +90\.0 +-\n", text(unranked))
     assert "The AUROC has no interval here" in text(unranked)
 
 
 def test_of_many_classes_the_worst_are_shown() -> None:
-    many = tuple(ClassFigures(f"class {n}", 5, 5, 0.5, 0.5, n / 100, 0.9) for n in range(50))
+    many = tuple(ClassMetrics(f"class {n}", 5, 5, 0.5, 0.5, n / 100, 0.9) for n in range(50))
     lines = text(replace(EVALUATION, classes=many)).splitlines()
     assert lines[-1] == "and 20 classes with a larger F1, in evaluation.json"
     assert sum(line.startswith("class ") for line in lines) == 31
@@ -245,8 +245,8 @@ def test_of_many_classes_the_worst_are_shown() -> None:
     [(7.3214e-06, "7.3214e-06"), (0.012345678, "0.012346"), (3691.2607, "3691.3"), (47780.2, "47780")],
 )
 def test_an_error_has_five_digits_whatever_its_unit(error: float, said: str) -> None:
-    figures = {name: Figure(error, error, error) for name in ("mean_absolute_error", "root_mean_square_error")}
-    lines = text(replace(EVALUATION, figures=figures, classes=())).splitlines()
+    metrics = {name: Metric(error, error, error) for name in ("mean_absolute_error", "root_mean_square_error")}
+    lines = text(replace(EVALUATION, metrics=metrics, classes=())).splitlines()
     for name in ("mean absolute error", "root mean square error"):
         assert next(line for line in lines if line.startswith(name)).split()[-4:] == [*(said, said, "to", said)]
 
@@ -292,7 +292,7 @@ def test_the_figure_says_what_the_record_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 30, 100])
 def test_any_number_of_classes_can_be_drawn(tmp_path: Path, count: int) -> None:
-    classes = tuple(ClassFigures(f"class {n}", 1, 1, 1.0, 1.0, 1.0, 1.0) for n in range(count))
+    classes = tuple(ClassMetrics(f"class {n}", 1, 1, 1.0, 1.0, 1.0, 1.0) for n in range(count))
     confusion = tuple(tuple(int(row == column) for column in range(count)) for row in range(count))
     draw_evaluation(replace(EVALUATION, classes=classes, confusion=confusion), tmp_path / "evaluation.png")
     assert (tmp_path / "evaluation.png").stat().st_size > 10_000

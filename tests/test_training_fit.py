@@ -54,14 +54,14 @@ def test_a_run_is_a_folder_of_five_files(config: TrainConfig) -> None:
     assert sum(record.support.values()) == record.data["held_out"] == 3
     assert record.data["train"] == 27
     assert 0 <= record.last.accuracy <= 1
-    figures = json.loads((config.folder / "metrics.json").read_text())
+    metrics = json.loads((config.folder / "metrics.json").read_text())
     with (config.folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert float(rows[-1]["accuracy"]) == figures["accuracy"]
-    assert 0 <= figures["time"]["waiting"] <= 1
-    assert figures["time"]["criterion"] > 0
-    assert sum(figures["gradient"].values()) == pytest.approx(1, abs=1e-6)
+    assert float(rows[-1]["accuracy"]) == metrics["accuracy"]
+    assert 0 <= metrics["time"]["waiting"] <= 1
+    assert metrics["time"]["criterion"] > 0
+    assert sum(metrics["gradient"].values()) == pytest.approx(1, abs=1e-6)
     assert record.last.kept == pytest.approx(21 / 27)  # 6.3 of 9: the seventh in part
     assert record.last.fraction == 0.7
 
@@ -156,13 +156,13 @@ def test_the_size_is_the_models_own(config: TrainConfig) -> None:
     [
         (
             {"fraction": 70.0},
-            "`--fraction` must satisfy 0 < fraction <= 1; got 70. "
-            "For the 70 % hardest of each batch pass --fraction 0.7.",
+            "`--fraction`: `fraction` must satisfy 0 < fraction <= 1; got 70. "
+            "For the 70 % hardest elements pass fraction=0.7.",
         ),
         (
             {"fraction": 0.0},
-            "`--fraction` must satisfy 0 < fraction <= 1; got 0. "
-            "For the 70 % hardest of each batch pass --fraction 0.7.",
+            "`--fraction`: `fraction` must satisfy 0 < fraction <= 1; got 0. "
+            "For the 70 % hardest elements pass fraction=0.7.",
         ),
         (
             {"loss": "average", "fraction": 0.5},

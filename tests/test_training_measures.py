@@ -1,4 +1,4 @@
-"""Each figure against scikit-learn or by hand, on random and degenerate images; each interval against its resamples."""
+"""Each metric against scikit-learn or by hand, on random and degenerate images; each interval against its resamples."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sklearn import metrics
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from topkloss.app.runs.metrics import Figure
-from topkloss.app.tasks.images import measure as measures
-from topkloss.app.tasks.images.measure import BINS, Measures, measure
+from topkloss.app.runs import classification as measures
+from topkloss.app.runs.classification import BINS, Measures, measure
+from topkloss.app.runs.metrics import Metric
 
 NAMES = ("a", "b", "c", "d")
 
@@ -61,7 +61,7 @@ def oracle_auroc(probabilities: Tensor, labels: Tensor) -> list[float]:
 
 
 def oracle(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """The headline figures of one set of images, by scikit-learn and by hand."""
+    """The headline metrics of one set of images, by scikit-learn and by hand."""
     probabilities = logits.double().softmax(1)
     confidence, predicted = probabilities.max(1).values, logits.argmax(1)
     with warnings.catch_warnings():
@@ -94,12 +94,12 @@ def same(value: float | None, expected: float) -> None:
 
 
 def test_the_headline_is_scikit_learns(case: tuple[Tensor, Tensor]) -> None:
-    figures = measure(*case, NAMES, resamples=0).figures
+    metrics = measure(*case, NAMES, resamples=0).metrics
     expected = oracle(*case)
-    assert figures.keys() == expected.keys()
+    assert metrics.keys() == expected.keys()
     for name, value in expected.items():
-        same(figures[name].value, value)
-        assert (figures[name].low, figures[name].high) == (None, None)
+        same(metrics[name].value, value)
+        assert (metrics[name].low, metrics[name].high) == (None, None)
 
 
 def test_the_classes_are_scikit_learns(case: tuple[Tensor, Tensor]) -> None:
@@ -132,7 +132,7 @@ def test_the_bins_add_up_to_the_calibration_error(case: tuple[Tensor, Tensor]) -
         if one.confidence is not None and one.accuracy is not None:
             assert one.low - 1e-7 <= one.confidence <= one.high + 1e-7
             gaps += one.images / n * abs(one.accuracy - one.confidence)
-    assert measured.figures["calibration_error"].value == pytest.approx(gaps, abs=1e-6)
+    assert measured.metrics["calibration_error"].value == pytest.approx(gaps, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -140,7 +140,7 @@ def test_the_calibration_error_is_that_of_torchmetrics_below_one(seed: int) -> N
     """Which has a sixteenth bin for a confidence of exactly 1."""
     logits, labels = images(300, seed=seed)
     theirs = multiclass_calibration_error(logits.double().softmax(1), labels, len(NAMES), n_bins=BINS)
-    same(measure(logits, labels, NAMES, resamples=0).figures["calibration_error"].value, float(theirs))
+    same(measure(logits, labels, NAMES, resamples=0).metrics["calibration_error"].value, float(theirs))
 
 
 def test_a_confidence_on_a_bound_is_in_the_upper_bin() -> None:
@@ -167,13 +167,13 @@ def drawn(n: int, resamples: int, seed: int) -> Iterator[Tensor]:
 @pytest.mark.parametrize("name", ["random", "ties", "one class absent", "few images", "all right", "all wrong"])
 def test_an_interval_holds_the_middle_of_its_resamples(name: str) -> None:
     logits, labels = CASES[name]
-    figures = measure(logits, labels, NAMES, resamples=60, seed=7).figures
+    metrics = measure(logits, labels, NAMES, resamples=60, seed=7).metrics
     each = [oracle(logits[chosen], labels[chosen]) for chosen in drawn(len(labels), 60, 7)]
-    for key, figure in figures.items():
+    for key, metric in metrics.items():
         values = torch.tensor([one[key] for one in each], dtype=torch.float64)
         low, high = values[~values.isnan()].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        same(figure.low, low)
-        same(figure.high, high)
+        same(metric.low, low)
+        same(metric.high, high)
 
 
 def test_resamples_are_drawn_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_the_seed_decides_the_intervals_and_nothing_else() -> None:
 
     def both(seed: int) -> tuple[Measures, list[float | None]]:
         measured = measure(logits, labels, NAMES, seed=seed)
-        return measured, [figure.value for figure in measured.figures.values()]
+        return measured, [metric.value for metric in measured.metrics.values()]
 
     assert both(0) == both(0)
     assert both(0)[0] != both(1)[0]
@@ -203,15 +203,15 @@ def test_an_interval_covers_what_it_should() -> None:
         labels = torch.zeros(100, dtype=torch.int64)
         right = torch.rand(100, generator=chance) < 2 / 3
         logits = torch.stack([right.float(), 1 - right.float()], 1)
-        figure = measure(logits, labels, ("a", "b"), resamples=400, seed=seed).figures["accuracy"]
-        assert figure.low is not None
-        assert figure.high is not None
-        inside += figure.low <= 2 / 3 <= figure.high
+        metric = measure(logits, labels, ("a", "b"), resamples=400, seed=seed).metrics["accuracy"]
+        assert metric.low is not None
+        assert metric.high is not None
+        inside += metric.low <= 2 / 3 <= metric.high
     assert 180 <= inside <= 199  # a binomial of 200 and 0.95 is outside once in 1000 times
 
 
 def test_ranking_again_and_again_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "MOST_RANKED", 10 * 50 * 4 - 1)
-    figures = measure(*images(50), NAMES, resamples=10).figures
-    assert figures["auroc"] == Figure(figures["auroc"].value, None, None)
-    assert figures["accuracy"].low is not None
+    metrics = measure(*images(50), NAMES, resamples=10).metrics
+    assert metrics["auroc"] == Metric(metrics["auroc"].value, None, None)
+    assert metrics["accuracy"].low is not None

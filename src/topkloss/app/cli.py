@@ -6,31 +6,15 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import topkloss
 from topkloss.app.errors import InputError
-from topkloss.app.tasks.dispatch import (
-    changes,
-    check_together,
-    checkable,
-    every_option,
-    is_table_run,
-    only_of_tables,
-    refuse_export,
-    request,
-)
-from topkloss.app.tasks.images.config import Option, TrainConfig
-from topkloss.app.tasks.images.records import RunRecord
-from topkloss.loop.inspect import FRACTIONS
-
-if TYPE_CHECKING:
-    from topkloss.app.runs.metrics import Evaluation
-    from topkloss.app.tasks.images.check import DataCheck
-    from topkloss.app.tasks.tables.check import TableCheck
-    from topkloss.app.tasks.tables.config import TableConfig
+from topkloss.app.loading import loading
+from topkloss.app.options.option import Option
+from topkloss.app.tasks.dispatch import changes, option_groups, request, task_of_run, task_of_runs
 
 __all__ = ["main"]
 
@@ -60,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "predict":
             _predict(arguments)
         elif arguments.command == "export":
-            _export(arguments.run, arguments.out)
+            _export(arguments)
         elif arguments.command == "doctor":
             _doctor()
         else:
@@ -81,75 +65,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    given = {one.field: getattr(arguments, one.field) for one in every_option().values() if one.field in arguments}
+    asked = _asked(arguments)
     if arguments.resume is not None:
-        asked = changes(arguments.resume, given)
-        from topkloss.app.tasks.images.fit import resume
-
-        record = resume(arguments.resume, asked)
+        task = task_of_run(arguments.resume)
+        text = task.resume(arguments.resume, changes(task, asked))
     else:
-        config = request(given, arguments.config)
-        if not isinstance(config, TrainConfig):
-            _train_table(config)
-            return
-        from topkloss.app.tasks.images.fit import fit
-
-        record = fit(config)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"accuracy {100 * record.last.accuracy:.1f} % on {record.data['held_out']} held-out images")
-        print(f"results: {record.config.folder}")
-
-
-def _train_table(config: TableConfig) -> None:
-    from topkloss.app.report.rows import rows_table
-    from topkloss.app.tasks.tables.fit import fit_table
-
-    record = fit_table(config)
-    print(f"\n{rows_table([record])}\n\nresults: {record.config.folder}")
+        task, config = request(asked, arguments.config)
+        text = task.fit(config)
+    if text:  # of several processes one speaks
+        print(text)
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    given = {one.field: getattr(arguments, one.field) for one in checkable().values() if one.field in arguments}
-    config = request(given, None)
-    found: DataCheck | TableCheck
-    if isinstance(config, TrainConfig):
-        from topkloss.app.tasks.images.check import check
+    task, config = request(_asked(arguments, layout_only=True), None)
+    checked = task.check(config, arguments.workers)
+    print(checked.text())
+    checked.raise_for_problems()
 
-        found = check(config.csv, config.data_options, seed=config.seed, workers=arguments.workers)
-    else:
-        from topkloss.app.tasks.tables.check import check_table
 
-        found = check_table(config)
-    print(found.text())
-    found.raise_for_problems()
+def _asked(arguments: argparse.Namespace, *, layout_only: bool = False) -> dict[str, Any]:
+    """The options that were given, by field."""
+    options = (one for _, group in option_groups(layout_only=layout_only) for one in group)
+    return {one.field: getattr(arguments, one.field) for one in options if one.field in arguments}
 
 
 def _report(runs: Sequence[Path], figure: Path | None) -> None:
-    if check_together(runs):
-        _report_rows(runs, figure)
-        return
-    from topkloss.app.report.table import table
-
-    records = [RunRecord.read(run) for run in runs]
-    if figure is not None:
-        from topkloss.app.report.plot_runs import draw
-
-        draw(records, figure)
-    print(table(records))
-    if figure is not None:
-        print(f"figure: {figure}")
-
-
-def _report_rows(runs: Sequence[Path], figure: Path | None) -> None:
-    from topkloss.app.report.rows import hardest, rows_table
-    from topkloss.app.tasks.tables.records import TableRecord
-
-    if figure is not None:
-        from topkloss.app.report.plot_numbers import draw_rows
-
-        draw_rows(runs, figure)
-    records, hard = [TableRecord.read(run) for run in runs], [hardest(run) for run in runs]
-    print("\n\n".join([rows_table(records), *hard]))
+    print(task_of_runs(runs).report(runs, figure))
     if figure is not None:
         print(f"figure: {figure}")
 
@@ -161,11 +102,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.out is not None or arguments.run.is_dir():
         check_out_folder(arguments.out or arguments.run)
     if arguments.figure is not None:
+        from topkloss.app.report.picture import check
         from topkloss.app.report.plot_evaluation import draw_evaluation
-        from topkloss.app.report.plot_runs import check
 
         check(arguments.figure)
-    evaluation = _evaluated(arguments)
+    evaluation = task_of_run(arguments.run).evaluate(
+        arguments.run,
+        csv=arguments.data,
+        images=arguments.images,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
     if arguments.figure is not None:
         draw_evaluation(evaluation, arguments.figure)
     path = write_evaluation(evaluation, arguments.out)
@@ -175,64 +122,22 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         print(f"figure: {arguments.figure}")
 
 
-def _evaluated(arguments: argparse.Namespace) -> Evaluation:
-    if is_table_run(arguments.run):
-        from topkloss.app.tasks.tables.evaluate import evaluate_table, load_table_run
-
-        return evaluate_table(load_table_run(arguments.run), csv=arguments.data, images=arguments.images)
-    from topkloss.app.tasks.images.evaluate import evaluate
-    from topkloss.app.tasks.images.run import load_run
-
-    return evaluate(
-        load_run(arguments.run),
-        csv=arguments.data,
-        images=arguments.images,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-    )
-
-
 def _predict(arguments: argparse.Namespace) -> None:
-    if is_table_run(arguments.run):
-        from topkloss.app.tasks.tables.evaluate import load_table_run
-        from topkloss.app.tasks.tables.predict import write_table_predictions
-
-        rows = write_table_predictions(load_table_run(arguments.run), arguments.images, arguments.out)
-        print(f"{rows.lines - rows.bad} rows predicted: {arguments.out}")
-        for note in rows.notes():
-            print(f"topkloss: {note}", file=sys.stderr)
-        return
-    from topkloss.app.tasks.images.predict import write_predictions
-    from topkloss.app.tasks.images.run import load_run
-
-    lines, bad = write_predictions(
-        load_run(arguments.run),
-        arguments.images,
-        arguments.out,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
+    predicted = task_of_run(arguments.run).predict(
+        arguments.run, arguments.images, arguments.out, batch_size=arguments.batch_size, workers=arguments.workers
     )
-    print(f"{lines - bad} images predicted: {arguments.out}")
-    if bad:
-        print(f"topkloss: {bad} of {lines} images are bad; the column `error` says why.", file=sys.stderr)
+    print(predicted.text)
+    for note in predicted.notes:
+        print(f"topkloss: {note}", file=sys.stderr)
 
 
-def _export(run: Path, out: Path) -> None:
-    refuse_export(run)
-    from topkloss.app.tasks.images.export import export
-    from topkloss.app.tasks.images.run import load_run
-
-    exported = export(load_run(run), out)
-    print(
-        f"largest difference from the model on {exported.images} random images: {exported.difference:.1e}, "
-        f"at most {exported.limit:.1e} allowed"
-    )
-    print(f"results: {exported.path}")
+def _export(arguments: argparse.Namespace) -> None:
+    print(task_of_run(arguments.run).export(arguments.run, arguments.out))
 
 
 def _doctor() -> None:
-    from topkloss.app.doctor import report
-
+    with loading():
+        from topkloss.app.doctor import report
     print(report())
 
 
@@ -347,9 +252,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="loss of the zero model, log C for C classes: adds the bound",
     )
-    parser.add_argument(
-        "--fractions", type=float, nargs="+", default=FRACTIONS, metavar="F", help="each in (0, 1] (default: from 0.01)"
-    )
+    parser.add_argument("--fractions", type=float, nargs="+", metavar="F", help="each in (0, 1] (default: from 0.01)")
     parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")
 
 
@@ -358,18 +261,23 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     before = parser.add_mutually_exclusive_group()
     before.add_argument("--config", type=Path, metavar="FILE", help="options in YAML; those given here come first")
     before.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
-    _add_options(parser, every_option().values())
+    _add_options(parser)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    _add_options(parser, checkable().values())
+    _add_options(parser, layout_only=True)
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
 
 
-def _add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
-    tables = parser.add_argument_group("of a table of features, with --task classification or regression")
+def _add_options(parser: argparse.ArgumentParser, *, layout_only: bool = False) -> None:
+    """Adds the options of the first task, then a group for what each other one has besides."""
+    (_, options), *others = option_groups(layout_only=layout_only)
     for one in options:
-        _add_option(tables if only_of_tables(one) else parser, one)
+        _add_option(parser, one)
+    for task, options in others:
+        group = parser.add_argument_group(f"of {task.what}, with --task {' or '.join(task.names)}")
+        for one in options:
+            _add_option(group, one)
 
 
 def _add_option(parser: argparse._ActionsContainer, one: Option) -> None:

@@ -19,7 +19,7 @@ OF_THE_REPOSITORY = {"bench", "dev"}
 
 
 def report() -> str:
-    """All of it, in lines.
+    """The report, in lines.
 
     Example:
         >>> print(report().splitlines()[0])
@@ -40,7 +40,7 @@ def report() -> str:
 
 
 def kernels(library: native.Library | None) -> str:
-    """Which ones serve tensors on the CPU; where they are the portable ones, why, and what to do.
+    """Which kernels serve tensors on the CPU; where they are the portable ones, why, and what to do.
 
     Example:
         >>> kernels(native.LIBRARY).split()[0] in ("native,", "portable:")
@@ -61,7 +61,7 @@ def kernels(library: native.Library | None) -> str:
 
 
 def threads(library: native.Library | None, number: int) -> str:
-    """How many, and whose.
+    """The number of threads, and whose they are.
 
     Example:
         >>> threads(None, 4)
@@ -95,7 +95,7 @@ def extras(lacking: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def lacking_packages(requirements: Iterable[str]) -> dict[str, list[str]]:
-    """For each extra the packages that are not installed, by name; their versions are pip's to judge (`pip check`).
+    """The packages of each extra that are not installed, by name; their versions are pip's to judge (`pip check`).
 
     Args:
         requirements: As the metadata of an installation has them.

@@ -29,7 +29,7 @@ def stop(sentence: str) -> None:
 
 
 def refuse_listed(source: object, problems: Sequence[str]) -> None:
-    """Nothing, where there is none.
+    """Refuses a source in which problems were found.
 
     Raises:
         InputError: One sentence with the number of problems, which were listed before.

@@ -18,7 +18,7 @@ SECONDS = 10.0
 
 
 def counted(images: Iterable[T], total: int, done: str) -> Iterator[T]:
-    """The same, while it shows how many of them there were.
+    """Passes on what is made of each image, and shows how many there were.
 
     Args:
         images: What is made of each image, as it comes.
@@ -28,9 +28,9 @@ def counted(images: Iterable[T], total: int, done: str) -> Iterator[T]:
     if sys.stderr.isatty():
         yield from tqdm(images, total=total, desc=done, unit="image", leave=False)
         return
-    told = time.monotonic()
+    last = time.monotonic()
     for number, image in enumerate(images, 1):
-        if time.monotonic() - told >= SECONDS:
-            told = time.monotonic()
+        if time.monotonic() - last >= SECONDS:
+            last = time.monotonic()
             print(f"{done} {number} of {total} images", file=sys.stderr, flush=True)
         yield image

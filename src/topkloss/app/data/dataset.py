@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from topkloss.app.data.examples import Example, ImageTable, classes_of, number
-from topkloss.app.data.folders import list_folder
-from topkloss.app.data.images import (
+from topkloss.app.data.decoding import (
     BadImage,
     Images,
     bad_sentence,
@@ -19,11 +17,12 @@ from topkloss.app.data.images import (
     read_header,
     suffixes,
 )
+from topkloss.app.data.examples import Example, ImageTable, classes_of, number
+from topkloss.app.data.folders import list_folder
+from topkloss.app.data.layout import DataOptions, check_options
 from topkloss.app.data.listing import Listing, Row, list_table
-from topkloss.app.data.options import DataOptions, check_options
 from topkloss.app.data.splits import check_parts, split
 from topkloss.app.errors import InputError, Refuse, stop
-from topkloss.app.tasks.images.config import TrainConfig
 
 __all__ = [
     "DataOptions",
@@ -36,7 +35,6 @@ __all__ = [
     "preparation",
     "read_table",
     "split",
-    "table_of",
 ]
 
 AS_NAMED = DataOptions()
@@ -54,13 +52,6 @@ def data_path(data: str | None, options: DataOptions = AS_NAMED) -> Path:
     from topkloss.app.data.digits import write_digits
 
     return write_digits()
-
-
-def table_of(config: TrainConfig, *, classes: Sequence[str] | None = None) -> ImageTable:
-    """The data set that a config names; without one the embedded digits. See `read_table`."""
-    layout, skip_bad = config.data_options, config.on_bad_image == "skip"
-    path = data_path(config.csv, layout)
-    return read_table(path, layout, skip_bad=skip_bad, workers=config.workers, classes=classes)
 
 
 def read_table(

@@ -55,7 +55,7 @@ class ImageTable:
         return self.listing.digest
 
     def digest_of(self, indices: Sequence[int]) -> str:
-        """SHA-256 of the data set and of which of its images these are: the same figures are measured on the same."""
+        """SHA-256 of the data set and of which of its images these are: the same metrics are measured on the same."""
         whole = hashlib.sha256(self.digest.encode())
         for index in sorted(indices):
             example = self.examples[index]

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from topkloss.app.data.options import DataOptions
-from topkloss.app.data.reader import Cells, open_cells
+from topkloss.app.data.layout import DataOptions
+from topkloss.app.data.reader import Reader, open_reader
 from topkloss.app.errors import InputError, Refuse, shown
 
 __all__ = ["PARTS", "SPLIT", "Listing", "Row", "content_of", "list_table"]
@@ -93,7 +93,7 @@ def list_table(table: Path, options: DataOptions, refuse: Refuse) -> Listing:
     """Reads a table and checks each row.
 
     Args:
-        table: CSV, TSV or Parquet (see `open_cells`). Columns that no option names are allowed.
+        table: CSV, TSV or Parquet (see `open_reader`). Columns that no option names are allowed.
         options: Which columns are which.
         refuse: Called with one sentence for each row that cannot be used, which is then left out.
 
@@ -106,25 +106,25 @@ def list_table(table: Path, options: DataOptions, refuse: Refuse) -> Listing:
             f"`--images` must be a folder; got {shown(root)}, which is none. Pass the folder of the images."
         )
     content = content_of(table)
-    cells = open_cells(table, content)
-    columns = _columns(cells, options)
+    reader = open_reader(table, content)
+    columns = _columns(reader, options)
     listing = Listing(
         table,
         hashlib.sha256(content).hexdigest(),
-        cells.unit,
+        reader.unit,
         root,
         (),
         None if options.label_columns is None else tuple(options.label_columns),
     )
     rows, any_row = [], False
-    for line, values in cells.read(columns.names, refuse):
+    for line, values in reader.read(columns.names, refuse):
         any_row = True
         row = _row(listing, line, dict(zip(columns.names, values, strict=True)), columns, options, refuse)
         if row is not None:
             rows.append(row)
     if not any_row:
         raise InputError(
-            f"{listing.place(1 if cells.unit == 'row' else 2)}: there must be an example; "
+            f"{listing.place(1 if reader.unit == 'row' else 2)}: there must be an example; "
             "got the names of the columns only. Add images."
         )
     return replace(listing, rows=tuple(rows))
@@ -151,19 +151,19 @@ def content_of(table: Path, columns: str = "image,label") -> bytes:
         ) from error
 
 
-def _columns(cells: Cells, options: DataOptions) -> _Columns:
+def _columns(reader: Reader, options: DataOptions) -> _Columns:
     """The columns that are read, each of which is there once."""
     labels = (options.label_column,) if options.label_columns is None else tuple(options.label_columns)
-    split = options.split_column or (SPLIT if SPLIT in cells.names else None)
+    split = options.split_column or (SPLIT if SPLIT in reader.names else None)
     wanted = [("--image-column", options.image_column)]
     wanted += [("--label-column" if options.label_columns is None else "--label-columns", label) for label in labels]
     wanted += [("--split-column", split)] if split else []
     wanted += [("--group-by", options.group_by)] if options.group_by else []
     for option, name in wanted:
-        if cells.names.count(name) != 1:
+        if reader.names.count(name) != 1:
             raise InputError(
-                f"{cells.head}: there must be one column `{shown(name)}`; "
-                f"got {shown(', '.join(cells.names)) or 'nothing'}. Pass its name as `{option}`."
+                f"{reader.head}: there must be one column `{shown(name)}`; "
+                f"got {shown(', '.join(reader.names)) or 'nothing'}. Pass its name as `{option}`."
             )
     return _Columns(options.image_column, labels, split, options.group_by or None)
 

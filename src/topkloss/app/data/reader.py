@@ -10,10 +10,10 @@ from typing import Protocol
 
 from topkloss.app.errors import InputError, Refuse, shown
 
-__all__ = ["Cells", "open_cells"]
+__all__ = ["Reader", "open_reader"]
 
 
-class Cells(Protocol):
+class Reader(Protocol):
     """An opened table.
 
     Attributes:
@@ -31,7 +31,7 @@ class Cells(Protocol):
         ...
 
 
-def open_cells(table: Path, content: bytes) -> Cells:
+def open_reader(table: Path, content: bytes) -> Reader:
     """Opens a table by its suffix.
 
     Args:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from topkloss.app.data.examples import ImageTable
 from topkloss.app.data.listing import Listing, Row
-from topkloss.app.data.options import HELD_OUT
 from topkloss.app.errors import InputError, Refuse
+from topkloss.app.options.shared import HELD_OUT
 
 __all__ = ["check_groups", "check_parts", "split", "split_rows"]
 

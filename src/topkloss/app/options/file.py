@@ -1,4 +1,4 @@
-"""A file of options: YAML, a line per option, read against the table of `TrainConfig`."""
+"""A file of options: YAML, a line per option, read against the options of a config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from topkloss.app.errors import InputError
-from topkloss.app.tasks.images.config import Option, options
+from topkloss.app.options.option import Option
 
 __all__ = ["RECORDED", "content_of", "given", "read_config"]
 
@@ -19,13 +19,13 @@ __all__ = ["RECORDED", "content_of", "given", "read_config"]
 RECORDED = "recorded"
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, known: Mapping[str, Option]) -> dict[str, Any]:
     """The options in a YAML file, by field: ``batch-size: 32``. What a run recorded beside them is left aside.
 
     Raises:
         InputError: If it cannot be read, a key is no option, or a value is of another kind.
     """
-    return given(content_of(path), str(path))
+    return given(content_of(path), str(path), known)
 
 
 def content_of(path: Path) -> dict[Any, Any]:
@@ -56,18 +56,17 @@ def content_of(path: Path) -> dict[Any, Any]:
     return content
 
 
-def given(content: Mapping[Any, Any], where: str, known: Mapping[str, Option] | None = None) -> dict[str, Any]:
+def given(content: Mapping[Any, Any], where: str, known: Mapping[str, Option]) -> dict[str, Any]:
     """Options as they stand in a file, by field, each of its kind.
 
     Args:
         content: As YAML has it.
         where: The file, for a sentence.
-        known: The options; default: those of a run on images.
+        known: The options, by name.
 
     Raises:
         InputError: If a key is no option or a value is of another kind.
     """
-    known = options() if known is None else known
     read = {}
     for name, value in content.items():
         if name not in known:
@@ -103,7 +102,7 @@ def _of_kind(one: Option, value: Any, where: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    """As Python writes it, but never much of it: a few lines of YAML can stand for a billion words."""
+    """A value as Python writes it, but never much of it: a few lines of YAML can stand for a billion words."""
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = 80
     brief.maxlevel = 2

@@ -1,8 +1,8 @@
-"""An evaluation, as text: the figures with their intervals, then the classes."""
+"""An evaluation, as text: the metrics with their intervals, then the classes."""
 
 from __future__ import annotations
 
-from topkloss.app.runs.metrics import ClassFigures, Evaluation, Figure
+from topkloss.app.runs.metrics import ClassMetrics, Evaluation, Metric
 
 __all__ = ["text"]
 
@@ -13,7 +13,7 @@ LONGEST_NAME = 24
 LARGEST = 5
 
 # Name in the record: what a reader calls it, and whether it is a share, shown in %.
-FIGURES = {
+METRICS = {
     "accuracy": ("accuracy, %", True),
     "balanced_accuracy": ("balanced accuracy, %", True),
     "f1": ("mean F1, %", True),
@@ -38,17 +38,17 @@ def text(evaluation: Evaluation) -> str:
 
 def _headline(evaluation: Evaluation) -> list[str]:
     rows: list[tuple[str, ...]] = [("", "", "95 % interval")]
-    for name, (title, share) in FIGURES.items():
-        figure = evaluation.figures.get(name)
-        if figure is None:
+    for name, (title, share) in METRICS.items():
+        metric = evaluation.metrics.get(name)
+        if metric is None:
             continue
         form = ".5g" if name in IN_UNITS else ".4f"
-        rows.append((title, _shown(figure.value, share, form), _interval(figure, share, form)))
+        rows.append((title, _shown(metric.value, share, form), _interval(metric, share, form)))
     return _aligned(rows)
 
 
 def _largest(evaluation: Evaluation) -> list[str]:
-    """Of numbers, the rows that are farthest off."""
+    """The rows that are farthest off, where labels are numbers."""
     if (numbers := evaluation.numbers) is None:
         return []
     predicted = [*numbers.predicted.values()][-1]
@@ -63,15 +63,15 @@ def _classes(evaluation: Evaluation) -> list[str]:
     titles = ("class", evaluation.unit, "predicted", "precision, %", "recall, %", "F1, %", "AUROC, %")
     rows: list[tuple[str, ...]] = [titles]
     for one in shown:
-        figures = [_shown(figure, True) for figure in (one.precision, one.recall, one.f1, one.auroc)]
-        rows.append((_name(one.name), str(one.support), str(one.predicted), *figures))
+        metrics = [_shown(metric, True) for metric in (one.precision, one.recall, one.f1, one.auroc)]
+        rows.append((_name(one.name), str(one.support), str(one.predicted), *metrics))
     lines = _aligned(rows)
     if len(shown) < len(evaluation.classes):
         lines.append(f"and {len(evaluation.classes) - len(shown)} classes with a larger F1, in evaluation.json")
     return lines
 
 
-def _least(evaluation: Evaluation) -> list[ClassFigures]:
+def _least(evaluation: Evaluation) -> list[ClassMetrics]:
     """The classes to show, in their order."""
     ranked = sorted(evaluation.classes, key=lambda one: 2.0 if one.f1 is None else one.f1)
     shown = {one.name for one in ranked[:MOST_CLASSES]}
@@ -89,7 +89,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
         )
     if any(one.precision is None for one in evaluation.classes):
         notes.append("A class that is never predicted has no precision.")
-    auroc, accuracy = evaluation.figures.get("auroc"), evaluation.figures.get("accuracy")
+    auroc, accuracy = evaluation.metrics.get("auroc"), evaluation.metrics.get("accuracy")
     if auroc is not None and auroc.value is not None and auroc.low is None:
         notes.append(
             f"The AUROC has no interval here: {evaluation.unit} x classes are too many to rank again and again."
@@ -109,12 +109,12 @@ def _shown(value: float | None, share: bool, form: str = ".4f") -> str:
     return f"{100 * value:.1f}" if share else f"{value:{form}}"
 
 
-def _interval(figure: Figure, share: bool, form: str) -> str:
-    return "-" if figure.low is None else f"{_shown(figure.low, share, form)} to {_shown(figure.high, share, form)}"
+def _interval(metric: Metric, share: bool, form: str) -> str:
+    return "-" if metric.low is None else f"{_shown(metric.low, share, form)} to {_shown(metric.high, share, form)}"
 
 
 def _name(name: str) -> str:
-    """On one line, of bearable length, without what would command a terminal."""
+    """A class name on one line, of bearable length, without what would command a terminal."""
     clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
 

@@ -1,4 +1,7 @@
-"""A file of losses: read line by line, and what each fraction of them would select, as text."""
+"""A file of losses: read line by line, and what each fraction of them would select, as text.
+
+torch is loaded to compute, when the options and the file have been found right.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from topkloss.app.data.examples import numerically
 from topkloss.app.errors import InputError
-from topkloss.loop.inspect import FRACTIONS, FractionTable, inspect_fractions
+from topkloss.app.loading import loading
+from topkloss.app.options.option import refusals_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from topkloss.loop.inspect import FractionTable
 
 __all__ = ["Inspection", "inspect", "most_different", "number_of", "text"]
 
@@ -45,7 +52,7 @@ def inspect(
     loss_column: str = "loss",
     class_column: str | None = None,
     constant_loss: float | None = None,
-    fractions: Sequence[float] = FRACTIONS,
+    fractions: Sequence[float] | None = None,
 ) -> Inspection:
     """Reads a file and computes what each fraction selects.
 
@@ -54,18 +61,25 @@ def inspect(
         loss_column: The column of the losses, one number per line; infinite ones are allowed.
         class_column: The column of the classes, any text. Default: no class shares.
         constant_loss: See `topkloss.loop.inspect.inspect_fractions`.
-        fractions: Each in (0, 1].
+        fractions: Each in (0, 1]. Default: those of `inspect_fractions`.
 
     Raises:
         InputError: One sentence, with the file and the line or with the option.
     """
-    _check(fractions, constant_loss)
-    losses, labels = _read(path, loss_column, class_column)
+    _check(fractions or (), constant_loss)
+    values, labels = _read(path, loss_column, class_column)
     called = sorted(set(labels), key=numerically)
     number = {name: place for place, name in enumerate(called)}
+
+    with loading():
+        import torch
+
+        from topkloss.loop.inspect import FRACTIONS, inspect_fractions
+
+    losses = torch.tensor(values, dtype=torch.float64)
     table = inspect_fractions(
         losses,
-        fractions=fractions,
+        fractions=FRACTIONS if fractions is None else fractions,
         classes=torch.tensor([number[label] for label in labels]) if labels else None,
         constant_loss=constant_loss,
     )
@@ -87,7 +101,7 @@ def text(inspection: Inspection) -> str:
 
 
 def number_of(inspection: Inspection) -> str:
-    """How many losses there are."""
+    """The number of losses, in words."""
     return f"{len(inspection.losses)} loss{'' if len(inspection.losses) == 1 else 'es'}"
 
 
@@ -149,7 +163,7 @@ def _aligned(columns: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
     ]
 
 
-def _read(path: Path, loss_column: str, class_column: str | None) -> tuple[Tensor, list[str]]:
+def _read(path: Path, loss_column: str, class_column: str | None) -> tuple[list[float], list[str]]:
     """The losses, and the class of each, or none."""
     wanted = {"--loss-column": loss_column} | ({} if class_column is None else {"--class-column": class_column})
     losses, labels = [], []
@@ -176,7 +190,7 @@ def _read(path: Path, loss_column: str, class_column: str | None) -> tuple[Tenso
         ) from error
     if not losses:
         raise InputError(f"{path}, line 2: there must be a loss; got the names of the columns only. Add losses.")
-    return torch.tensor(losses, dtype=torch.float64), labels
+    return losses, labels
 
 
 def _number(path: Path, line: int, column: str, cell: str) -> float:
@@ -201,13 +215,12 @@ def _named(path: Path, line: int, column: str | None, cells: list[str]) -> list[
 
 
 def _check(fractions: Sequence[float], constant_loss: float | None) -> None:
-    for fraction in fractions:
-        if not 0 < fraction <= 1:
-            example = fraction / 100 if 1 < fraction <= 100 else 0.7
-            raise InputError(
-                f"`--fractions` must satisfy 0 < fraction <= 1; got {fraction:g}. "
-                f"For the {100 * example:g} % hardest pass {example:g}."
-            )
+    if fractions:
+        with loading():
+            from topkloss.base.arguments import check_k
+        for fraction in fractions:
+            with refusals_of("fractions"):
+                check_k(None, fraction)
     if constant_loss is not None and not 0 < constant_loss < math.inf:
         raise InputError(
             f"`--constant-loss` must satisfy 0 < loss < inf; got {constant_loss:g}. "
@@ -216,7 +229,7 @@ def _check(fractions: Sequence[float], constant_loss: float | None) -> None:
 
 
 def _shown(name: str) -> str:
-    """On one line, of bearable length, without what would command a terminal."""
+    """A name on one line, of bearable length, without what would command a terminal."""
     clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
 

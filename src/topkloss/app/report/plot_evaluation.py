@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Picture
+from matplotlib.figure import Figure
 
+from topkloss.app.report.picture import COLOURS, LETTER, MOST_NAMES, save, start_of
 from topkloss.app.report.plot_numbers import draw_numbers
-from topkloss.app.report.plot_runs import COLOURS, LETTER, MOST_NAMES, save, start_of
 from topkloss.app.runs.metrics import Evaluation
 
 __all__ = ["draw_evaluation"]
@@ -36,14 +36,14 @@ def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
     room = LETTER * max(map(len, shown), default=0)
     side, below = min(14.0, max(4.2, 1.8 + 0.36 * count)), room if _upright(shown) else 0.0
     if evaluation.bins:
-        picture = Picture(figsize=(side + room + 5.6, side + below + 0.4), layout="constrained")
-        left, right = picture.subplots(1, 2, gridspec_kw={"wspace": 0.06, "width_ratios": [side + room, 5.0]})
+        figure = Figure(figsize=(side + room + 5.6, side + below + 0.4), layout="constrained")
+        left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06, "width_ratios": [side + room, 5.0]})
         _reliability(right, evaluation)
     else:
-        picture = Picture(figsize=(side + room + 1.0, side + below + 0.4), layout="constrained")
-        left = picture.subplots()
+        figure = Figure(figsize=(side + room + 1.0, side + below + 0.4), layout="constrained")
+        left = figure.subplots()
     _confusion(left, evaluation)
-    save(picture, path)
+    save(figure, path)
 
 
 def _upright(names: Sequence[str]) -> bool:
@@ -85,7 +85,7 @@ def _reliability(axes: Axes, evaluation: Evaluation) -> None:
     axes.scatter(confidence, accuracy, sizes, color=COLOURS[0], zorder=3, clip_on=False)
     axes.set(xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
     axes.set(xlabel="confidence: probability of what is predicted, %", ylabel="accuracy, %")
-    error = evaluation.figures["calibration_error"].value
+    error = evaluation.metrics["calibration_error"].value
     axes.grid(color="#eeeeee")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from topkloss.app.report.inspection import Inspection, most_different, number_of
-from topkloss.app.report.plot_runs import COLOURS, save
+from topkloss.app.report.picture import COLOURS, save
 
 __all__ = ["draw_curves", "draw_inspection"]
 
@@ -46,7 +46,7 @@ def draw_inspection(inspection: Inspection, path: Path) -> None:
 
 
 def draw_curves(axes: Axes, inspection: Inspection) -> None:
-    """One panel of it: value and threshold of the losses at every fraction."""
+    """Draws one panel: value and threshold of the losses at every fraction."""
     table = inspection.table
     places = [*(row.fraction for row in table.rows), table.crossing or 1.0]
     least = min(0.9, max(1 / len(inspection.losses), min(places) / 2))
@@ -91,7 +91,7 @@ def _points(losses: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _name_curves(axes: Axes, fractions: Tensor, value: Tensor, threshold: Tensor) -> None:
-    """In the middle of the axis, where they are farthest apart: above the one and below the other there is nothing."""
+    """Names both curves in the middle, where they are farthest apart: above one and below the other there is room."""
     least = math.log(axes.get_xlim()[0])
     middle = (fractions.log() / least >= 0.3) & (fractions.log() / least <= 0.6) & value.isfinite()
     if not bool(middle.any()):

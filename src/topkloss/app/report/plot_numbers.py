@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 
 from topkloss.app.report.evaluation import LARGEST
 from topkloss.app.report.inspection import Inspection
-from topkloss.app.report.plot_inspection import draw_curves, draw_inspection
-from topkloss.app.report.plot_runs import COLOURS, check, end_of, save
-from topkloss.app.report.rows import losses_of, numbers_of
+from topkloss.app.report.picture import COLOURS, end_of, save
+from topkloss.app.report.plot_inspection import draw_curves
 from topkloss.app.runs.metrics import Numbers
 
-__all__ = ["draw_numbers", "draw_rows"]
+__all__ = ["draw_numbers"]
 
 # More dots are a blot: of more rows some are drawn, evenly along the true values, and those with the largest errors.
 MOST_DOTS = 2000
@@ -26,25 +25,6 @@ PANEL = 285.0
 STYLES = ("-", "--", "-.", ":")
 
 Box = tuple[float, float, float, float]
-
-
-def draw_rows(runs: Sequence[Path], path: Path) -> None:
-    """Writes the picture of a run on a table; of numbers, of several runs that were measured on the same rows too.
-
-    Args:
-        runs: Their folders.
-        path: Ends in ``.png`` or ``.svg``.
-
-    Raises:
-        InputError: If the runs cannot be read or drawn together, or the path ends otherwise or cannot be written.
-    """
-    check(path)
-    numbers = numbers_of(runs)
-    losses = losses_of(runs[0]) if len(runs) == 1 else None
-    if numbers is not None:
-        draw_numbers(numbers, path, losses)
-    elif losses is not None:
-        draw_inspection(losses, path)
 
 
 def draw_numbers(numbers: Numbers, path: Path, inspection: Inspection | None = None) -> None:
@@ -100,7 +80,7 @@ def _against(axes: Axes, numbers: Numbers, name: str, colour: str) -> None:
 
 
 def _rings(axes: Axes, numbers: Numbers, name: str, drawn: Sequence[int], scale: float) -> None:
-    """Around the largest errors, each with its place in the table, on the side where that hides least."""
+    """Rings around the largest errors, each with its place in the table, on the side where that hides least."""
     predicted = numbers.predicted[name]
     rows = numbers.largest(name, LARGEST)
     taken = [(scale * numbers.true[row], scale * predicted[row], 3.0, 3.0) for row in {*drawn, *rows}]
@@ -119,12 +99,12 @@ def _rings(axes: Axes, numbers: Numbers, name: str, drawn: Sequence[int], scale:
 
 
 def _overlap(one: Box, other: Box) -> bool:
-    """Of two boxes, each its middle and half its size."""
+    """Whether two boxes overlap, each given by its middle and half its size."""
     return abs(one[0] - other[0]) < one[2] + other[2] and abs(one[1] - other[1]) < one[3] + other[3]
 
 
 def _sizes(axes: Axes, numbers: Numbers) -> None:
-    """Of each share of the rows, those that are farthest off, the least of their absolute errors."""
+    """Draws, for each share of the rows that are farthest off, the least of their absolute errors."""
     n = len(numbers.true)
     counts = sorted({round(n ** (step / MOST_POINTS)) for step in range(MOST_POINTS + 1)})
     for place, name in enumerate(numbers.predicted):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from topkloss.app.errors import InputError, in_command
-from topkloss.app.tasks.images.records import replacing
 
-__all__ = ["check_new", "check_out", "written"]
+__all__ = ["check_new", "check_out", "replacing", "written"]
 
 
 def check_out(path: Path, suffixes: Sequence[str]) -> None:
@@ -36,12 +36,12 @@ def check_new(folder: Path, *, resumable: bool = True) -> None:
         OSError: If the system does not let it be seen.
     """
     if folder.exists() and not (folder.is_dir() and not list(_of_others(folder))):
-        way_out = (
+        hint = (
             f"Pass another, or --resume {in_command(folder)}"
             if resumable and (folder / "config.yaml").exists()
             else "Pass another"
         )
-        raise InputError(f"`--out` must be a new or empty folder; got {folder}, which exists. {way_out}.")
+        raise InputError(f"`--out` must be a new or empty folder; got {folder}, which exists. {hint}.")
 
 
 def _of_others(folder: Path) -> Iterator[Path]:
@@ -64,3 +64,19 @@ def written(path: Path) -> Iterator[Path]:
         raise InputError(
             f"`--out` must be a path that can be written; got {path}: {error.strerror or error}. Pass another."
         ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; renamed to it at the end, so that nobody ever reads half a file.
+
+    What was written is on the disk before it is renamed: a full disk is noticed in time, a power failure survived.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

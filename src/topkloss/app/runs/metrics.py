@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from topkloss.app.errors import InputError
-from topkloss.app.tasks.images.records import replacing
+from topkloss.app.runs.files import replacing
 
-__all__ = ["Bin", "ClassFigures", "Evaluation", "Figure", "Numbers", "check_out_folder", "write_evaluation"]
+__all__ = ["Bin", "ClassMetrics", "Evaluation", "Metric", "Numbers", "check_out_folder", "in_file", "sampling_margin", "write_evaluation"]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """A number and its 95 % interval over the choice of images.
 
     Attributes:
@@ -33,8 +34,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class ClassFigures:
-    """One class against the rest; a figure is None where it would divide by 0.
+class ClassMetrics:
+    """One class against the rest; a metric is None where it would divide by 0.
 
     Attributes:
         name: Of the class.
@@ -113,7 +114,7 @@ class Evaluation:
         digest: Of the table (SHA-256).
         held_out: Whether they are the run's own held-out images.
         images: Their number; rows, where `unit` says so.
-        figures: `accuracy`, `balanced_accuracy`, `f1`, `auroc` (both the plain mean over the classes that have one),
+        metrics: `accuracy`, `balanced_accuracy`, `f1`, `auroc` (both the plain mean over the classes that have one),
             `cross_entropy` in nats, `calibration_error`, of models that have these; of numbers `r2`,
             `mean_absolute_error`, `root_mean_square_error`, and no classes.
         classes: In the order of the model's outputs.
@@ -130,8 +131,8 @@ class Evaluation:
     digest: str
     held_out: bool
     images: int
-    figures: dict[str, Figure]
-    classes: tuple[ClassFigures, ...]
+    metrics: dict[str, Metric]
+    classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     bins: tuple[Bin, ...]
     resamples: int
@@ -142,10 +143,29 @@ class Evaluation:
     def write(self, path: Path) -> None:
         """Writes it as JSON; what is undefined is null."""
         with replacing(path) as partial:
-            content = asdict(replace(self, numbers=None))
+            content = {in_file(name): value for name, value in asdict(replace(self, numbers=None)).items()}
             del content["numbers"]
             text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
+
+
+def in_file(name: str) -> str:
+    """What a field is called in the files of a run, which hold the metrics as ``figures``."""
+    return "figures" if name == "metrics" else name
+
+
+def sampling_margin(one: float, other: float, n: int) -> float:
+    r"""The difference between two accuracies on n images that the choice of images exceeds once in twenty times.
+
+    .. math:: 1.96 \sqrt{(p (1 - p) + q (1 - q)) / n}
+
+    the 95 % quantile of the normal approximation for two independent proportions p and q.
+
+    Example:
+        >>> round(sampling_margin(0.97, 0.97, 500), 3)
+        0.021
+    """
+    return 1.96 * math.sqrt((one * (1 - one) + other * (1 - other)) / n)
 
 
 def check_out_folder(out: Path) -> None:

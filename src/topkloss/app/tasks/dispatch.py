@@ -1,71 +1,45 @@
-"""Which kind of run is asked for, or was made: on images, or on a table of features; ``task`` alone says it."""
+"""From a name, or the folder of a run, to its task; a new task is a folder beside this file and a line in `TASKS`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from topkloss.app.data.options import DataOptions
 from topkloss.app.errors import InputError
 from topkloss.app.options.file import content_of, given
-from topkloss.app.tasks.images.config import Option, TrainConfig, options
-from topkloss.app.tasks.tables.config import TableConfig, table_options
+from topkloss.app.options.option import Option
+from topkloss.app.tasks.images.task import IMAGES
+from topkloss.app.tasks.interface import Task
+from topkloss.app.tasks.tables.task import TABLES
 
-__all__ = [
-    "changes",
-    "check_together",
-    "checkable",
-    "every_option",
-    "is_table_run",
-    "only_of_tables",
-    "refuse_export",
-    "request",
-]
+__all__ = ["TASKS", "changes", "option_groups", "request", "task_of_run", "task_of_runs"]
 
-IMAGES = "images"
-# How a table of features is laid out, beside what tables of images have too.
-OF_TABLES = ("weight-column", "ignore", "categorical", "missing", "max-categories")
-TASKS = (IMAGES, *table_options()["task"].choices)
+# The first is what a command without --task is about, and a run whose config.yaml names no task.
+TASKS: tuple[Task, ...] = (IMAGES, TABLES)
+NAMES = tuple(name for task in TASKS for name in task.names)
+DEFAULT = NAMES[0]
 
 
-def every_option() -> dict[str, Option]:
-    """The options of ``topkloss train``: those of images, then those of tables alone."""
-    told = "images, or a table of features whose labels are classes or numbers (default: images)"
-    task = Option("task", "task", str, told, TASKS, IMAGES, False)
-    return {"task": task, **{name: one for name, one in table_options().items() if name != "task"}, **options()}
+def option_groups(*, layout_only: bool = False) -> list[tuple[Task, list[Option]]]:
+    """The options of ``topkloss train``, each with the first task that has it; ``--task`` is the very first.
 
-
-def only_of_tables(one: Option) -> bool:
-    """Whether an option is none of images."""
-    return one.name != "task" and one.name not in options()
-
-
-def checkable() -> dict[str, Option]:
-    """Those of them that ``topkloss check`` takes: how the data are laid out, and parted."""
-    of_images = {one.name.replace("_", "-") for one in fields(DataOptions)}
-    every = {"task", "csv", "seed", *of_images, *OF_TABLES}
-    return {name: one for name, one in every_option().items() if name in every}
-
-
-def check_together(runs: Sequence[Path]) -> bool:
-    """Whether runs that are to be compared are on tables: all of them, or none.
-
-    Raises:
-        InputError: If some are and some are not.
+    Args:
+        layout_only: Those that ``topkloss check`` takes.
     """
-    tables = [is_table_run(run) for run in runs]
-    if any(tables) and not all(tables):
-        raise InputError(
-            f"`RUN` must be runs on images or runs on tables; got {runs[tables.index(False)]} and "
-            f"{runs[tables.index(True)]}. Report them apart."
-        )
-    return all(tables)
+    meanings = ", or ".join(f"{task.what} {task.detail}".rstrip() for task in TASKS)
+    seen = {"task": Option("task", "task", str, f"{meanings} (default: {DEFAULT})", NAMES, DEFAULT, False)}
+    groups = [(TASKS[0], [seen["task"]])] + [(task, list[Option]()) for task in TASKS[1:]]
+    for task, group in groups:
+        for name, one in task.options.items():
+            if name not in seen and (name in task.layout or not layout_only):
+                seen[name] = one
+                group.append(one)
+    return groups
 
 
-def request(asked: Mapping[str, Any], file: Path | None) -> TrainConfig | TableConfig:
-    """What a command and a file of options ask for, those of the command first.
+def request(asked: Mapping[str, Any], file: Path | None) -> tuple[Task, Any]:
+    """The task and the config that a command and a file of options ask for; options of the command come first.
 
     Args:
         asked: Options of the command, by field.
@@ -75,68 +49,75 @@ def request(asked: Mapping[str, Any], file: Path | None) -> TrainConfig | TableC
         InputError: If the file cannot be read, or an option belongs to another task.
     """
     content = {} if file is None else content_of(file)
-    task = asked.get("task", content.get("task", IMAGES))
-    if task not in TASKS:
-        raise InputError(f"{file}: `task` must be one of {', '.join(TASKS)}; got {task!r}. Correct the line.")
-    known = options() if task == IMAGES else table_options()
-    wanted = {name: value for name, value in content.items() if name != "task" or task != IMAGES}
-    for one in every_option().values():
-        if (one.field in asked or one.name in wanted) and one.name not in known and one.name != "task":
-            raise InputError(_foreign(one.name, task))
-    read = given(wanted, str(file), known)
-    both = {**read, **asked, "task": task}
-    if task == IMAGES:
-        del both["task"]
-        return TrainConfig(**both)
-    return TableConfig(**both)
+    name = asked.get("task", content.get("task", DEFAULT))
+    task = _task_of(name, str(file))
+    known = task.options
+    for _, group in option_groups():
+        for one in group:
+            if (one.field in asked or one.name in content) and one.name not in known and one.name != "task":
+                raise InputError(_foreign(one.name, task, name))
+    read = given({key: value for key, value in content.items() if key != "task"}, str(file), known)
+    both = {**read, **asked, "task": name}
+    return task, task.config(**{key: value for key, value in both.items() if key != "task" or key in known})
 
 
-def is_table_run(folder: Path) -> bool:
-    """Whether the folder is that of a run on a table of features; what is no run at all is none either."""
+def task_of_run(folder: Path) -> Task:
+    """The task that made a run; of what is no run at all the first one, whose verbs say what is wrong with it.
+
+    Raises:
+        InputError: If the run names a task that is none.
+    """
+    path = folder / "config.yaml"
     try:
-        return (folder / "config.yaml").exists() and content_of(folder / "config.yaml").get("task", IMAGES) != IMAGES
-    except (InputError, OSError):  # whoever opens it says what is wrong with it
-        return False
+        name = content_of(path).get("task", DEFAULT) if path.exists() else DEFAULT
+    except (InputError, OSError):
+        name = DEFAULT
+    return _task_of(name, str(path))
 
 
-def refuse_export(run: Path) -> None:
-    """A linear model needs no format of networks.
-
-    Raises:
-        InputError: If the run is on a table.
-    """
-    if is_table_run(run):
-        raise InputError(
-            f"`RUN` must be a run on images; got {run}, on a table. Its model is in model.json, as plain numbers: "
-            "docs/features.md says how to use them."
-        )
-
-
-def changes(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What is asked of a run that is resumed, by field.
+def task_of_runs(runs: Sequence[Path]) -> Task:
+    """The task that made runs which are to be compared.
 
     Raises:
-        InputError: If it is on a table, or an option is one of tables.
+        InputError: If it is not one task.
     """
-    if is_table_run(folder):
-        raise InputError(
-            f"`--resume` must be a run on images; got {folder}, on a table, which is written when it is finished. "
-            "Pass its config.yaml as --config to fit anew."
-        )
-    if not isinstance(request(asked, None), TrainConfig):
-        raise InputError(f"`--task` must be images with --resume; got {asked['task']}. Leave it out.")
-    return {name: value for name, value in asked.items() if name != "task"}
+    first, *others = map(task_of_run, runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        if other is not first:
+            kinds = " or ".join(f"runs on {task.data}" for task in TASKS)
+            one, two = sorted([(first, runs[0]), (other, run)], key=lambda pair: TASKS.index(pair[0]))
+            raise InputError(f"`RUN` must be {kinds}; got {one[1]} and {two[1]}. Report them apart.")
+    return first
 
 
-def _foreign(name: str, task: str) -> str:
-    """An option of the other kind of task."""
-    instead = {
-        "fraction": "Pass --fractions, which takes one or more.",
-        "loss": "Pass --fractions 1 for the average, --row-loss for the loss of a row.",
-        "images": "Leave it out.",
-    }
-    if task == IMAGES:
-        way_out = "Pass --task classification or regression, or leave it out."
-    else:
-        way_out = instead.get(name, "Leave it out.")
-    return f"`--{name}` must be left out with --task {task}, which takes none. {way_out}"
+def changes(task: Task, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked anew of a run that is resumed, by field.
+
+    Args:
+        task: That made the run.
+        asked: Options of the command, by field.
+
+    Raises:
+        InputError: If an option belongs to another task.
+    """
+    name = asked.get("task", task.names[0])
+    if name not in task.names:
+        raise InputError(f"`--task` must be {task.names[0]} with --resume; got {name}. Leave it out.")
+    request({**asked, "task": name}, None)
+    return {field: value for field, value in asked.items() if field != "task"}
+
+
+def _task_of(name: Any, where: str) -> Task:
+    for task in TASKS:
+        if name in task.names:
+            return task
+    raise InputError(f"{where}: `task` must be one of {', '.join(NAMES)}; got {name!r}. Correct the line.")
+
+
+def _foreign(option: str, task: Task, name: str) -> str:
+    """The sentence about an option that belongs to another task."""
+    hint = task.instead.get(option, "Leave it out.")
+    if task is TASKS[0]:
+        owner = next(other for other in TASKS if option in other.options)
+        hint = f"Pass --task {' or '.join(owner.names)}, or leave it out."
+    return f"`--{option}` must be left out with --task {name}, which takes none. {hint}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import lightning
 from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -34,28 +35,28 @@ class Clock(Callback):
     """Measures an epoch: its length, and the shares of training that go to waiting for data and to the criterion."""
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Starts."""
+        """Starts the clock."""
         self.began = self.ended = time.perf_counter()
         self.waited, self.steps = 0.0, 0
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: object) -> None:
-        """The batch is there."""
+        """Counts the wait for the batch that is there now."""
         self.waited += time.perf_counter() - self.ended
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
-        """The next one is asked for."""
+        """Starts the wait for the next batch."""
         self.ended = time.perf_counter()
         self.steps += 1
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Once the held-out images are measured too."""
-        assert isinstance(pl_module, ImageClassifier)
-        progress, trained = pl_module.progress, self.ended - self.began
+        """Notes the shares of time, once the held-out images are measured too."""
+        module = cast(ImageClassifier, pl_module)
+        progress, trained = module.progress, self.ended - self.began
         progress.seconds = round(progress.seconds + time.perf_counter() - self.began, 3)
         step = (trained - self.waited) / self.steps
         progress.time = {
             "waiting": round(self.waited / trained, 4),
-            "criterion": round(pl_module.seconds_of_criterion() / step, 4),
+            "criterion": round(module.seconds_of_criterion() / step, 4),
         }
 
 
@@ -67,10 +68,10 @@ class Lines(Checkpoint):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Prints it, from the first process."""
-        assert isinstance(pl_module, ImageClassifier)
+        module = cast(ImageClassifier, pl_module)
         if trainer.is_global_zero:
-            print(line(pl_module.progress, trainer.max_epochs or 0), flush=True)
-            numbers = {**vars(pl_module.progress.epochs[-1]), **pl_module.progress.time}
+            print(line(module.progress, trainer.max_epochs or 0), flush=True)
+            numbers = {**vars(module.progress.epochs[-1]), **module.progress.time}
             epoch = numbers.pop("epoch")
             if trainer.logger is not None:
                 trainer.logger.log_metrics(numbers, step=epoch)
@@ -84,8 +85,8 @@ class Stopping(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Lightning then trains no further epoch."""
-        assert isinstance(pl_module, ImageClassifier)
-        trainer.should_stop = is_over(pl_module.progress.epochs, trainer.max_epochs or 0, self.patience)
+        module = cast(ImageClassifier, pl_module)
+        trainer.should_stop = is_over(module.progress.epochs, trainer.max_epochs or 0, self.patience)
 
 
 def is_over(epochs: Sequence[EpochRecord], most: int, patience: int | None) -> bool:

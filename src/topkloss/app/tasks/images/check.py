@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from topkloss.app.data.dataset import DataOptions, data_path, find, list_data
+from topkloss.app.data.decoding import bad_sentence, decode_all
 from topkloss.app.data.examples import ImageTable, classes_of, imbalance, number
-from topkloss.app.data.images import bad_sentence, decode_all
-from topkloss.app.data.options import check_count, cores
 from topkloss.app.data.splits import check_parts, split
 from topkloss.app.errors import InputError, refuse_listed, shown
+from topkloss.app.options.option import check_count, cores
 
 __all__ = ["DataCheck", "check"]
 
@@ -54,7 +54,7 @@ class DataCheck:
         return "\n".join([*self.problems, *([""] if self.problems else []), head, "", *lines, "", uneven])
 
     def raise_for_problems(self) -> None:
-        """Nothing, where there is none.
+        """Refuses the data set where a problem was found.
 
         Raises:
             InputError: One sentence with their number.

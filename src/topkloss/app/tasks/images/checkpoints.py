@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -23,9 +23,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from topkloss.app.errors import DiskError, InputError, in_command
-from topkloss.app.runs.files import check_new
+from topkloss.app.runs.files import check_new, replacing
 from topkloss.app.tasks.images.module import ImageClassifier
-from topkloss.app.tasks.images.records import WEIGHTS, replacing, write_epochs
+from topkloss.app.tasks.images.records import WEIGHTS, write_epochs
 
 __all__ = ["CHECKPOINT", "Saving", "WholeFiles", "alone", "created", "disk", "emptied", "load", "write_weights"]
 
@@ -54,11 +54,11 @@ class Saving(Checkpoint):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Called by all processes; the first writes."""
-        assert isinstance(pl_module, ImageClassifier)
+        module = cast(ImageClassifier, pl_module)
         with disk(self.folder, f"epoch {trainer.current_epoch + 1}"):
             trainer.save_checkpoint(self.folder / CHECKPOINT)
             if trainer.is_global_zero:
-                write_epochs(self.folder, pl_module.progress.epochs)
+                write_epochs(self.folder, module.progress.epochs)
 
 
 def load(folder: Path) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """What a run is asked: the options of ``topkloss train``, each once, with its default, its values and its meaning.
 
-Nothing here needs torch: the command builds its options from this table, a file of options is read against it.
+The command builds its options from this table, a file of options is read against it, and a report reads it: none of
+that needs torch. `checked` asks the library for its ranges.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from topkloss.app.data.options import DataOptions, check_count
+from topkloss.app.data.layout import DataOptions
 from topkloss.app.errors import InputError
+from topkloss.app.options import shared
+from topkloss.app.options.option import Option, check_count, option, options_of, refusals_of
 
-__all__ = ["FREE", "Option", "TrainConfig", "check_colours", "checked", "option", "options", "options_of"]
+__all__ = ["FREE", "TrainConfig", "check_colours", "checked", "options"]
 
 # Of each loss the options that it takes, and what they are where they are not given.
 PARAMETERS: dict[str, dict[str, float | None]] = {
@@ -31,24 +34,6 @@ SCHEDULED = ("top-k", "ranked-range")
 FREE = frozenset({"csv", "images", "workers", "log"})
 
 
-def option(
-    default: Any,
-    kind: type,
-    text: str,
-    choices: Sequence[str] = (),
-    shown: str | None = None,
-    least: int | None = None,
-    many: bool = False,
-) -> Any:
-    """A field; ``shown`` is how the help writes the default, where that is not the value; ``least`` bounds a count.
-
-    ``many``: it takes several values of its kind.
-    """
-    shown = shown if shown is not None else "" if default in (None, False, "") else f"default: {default}"
-    told = {"kind": kind, "help": f"{text} ({shown})" if shown else text, "choices": tuple(choices)}
-    return field(default=default, metadata={**told, "least": least, "many": many})
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """What a run is asked. Its fields are the options of ``topkloss train``, its defaults theirs.
@@ -57,24 +42,17 @@ class TrainConfig:
     `checked` fills in what follows from the rest.
     """
 
-    csv: str | None = option(
-        None,
-        str,
-        "CSV, .tsv or .parquet, or a folder with a sub-folder per class",
-        shown="default: 5000 embedded handwritten digits",
+    csv: str | None = shared.csv(
+        "or a folder with a sub-folder per class", shown="default: 5000 embedded handwritten digits"
     )
-    images: str | None = option(None, str, "folder that image paths start from", shown="default: that of the table")
-    image_column: str = option(DataOptions.image_column, str, "column of the paths")
-    label_column: str = option(DataOptions.label_column, str, "column of the classes")
-    label_columns: Sequence[str] | None = option(
-        None, str, "one column per class instead, one of them 1 in each row", many=True
-    )
-    image_suffix: str = option("", str, "appended to paths that do not end in it, e.g. .jpg")
-    split_column: str | None = option(
-        None, str, "column that says train, held_out (or val) or test", shown="default: split, if there is one"
-    )
-    group_by: str | None = option(None, str, "column whose values stay together in the split, e.g. patient")
-    held_out: float = option(DataOptions.held_out, float, "share that is held out where no row says which, in (0, 1)")
+    images: str | None = shared.images()
+    image_column: str = shared.image_column()
+    label_column: str = shared.label_column("classes")
+    label_columns: Sequence[str] | None = shared.label_columns()
+    image_suffix: str = shared.image_suffix()
+    split_column: str | None = shared.split_column()
+    group_by: str | None = shared.group_by()
+    held_out: float = shared.held_out()
     on_bad_image: Literal["fail", "skip"] = option(
         "fail", str, "what cannot be decoded: fail, or leave it out and count it", ("fail", "skip")
     )
@@ -91,16 +69,12 @@ class TrainConfig:
         "share of each batch that is averaged, in (0, 1]; under ohem the least share kept",
         shown="default: 0.7; under ohem none",
     )
-    drop_fraction: float | None = option(
-        None, float, "share of each batch, the largest losses, that ranked-range drops first", shown="default: 0.1"
-    )
+    drop_fraction: float | None = shared.drop_fraction("each batch", "ranked-range drops first", "default: 0.1")
     threshold: float | None = option(
         None, float, "loss, in nats, above which ohem keeps an image", shown="default: 0.3567, a probability of 0.7"
     )
     focal_gamma: float | None = option(None, float, "exponent of the focal loss", shown="default: 2")
-    class_weights: Literal["none", "balanced"] = option(
-        "none", str, "mass of a class: 1, or inversely proportional to its number of images", ("none", "balanced")
-    )
+    class_weights: Literal["none", "balanced"] = shared.class_weights("images")
     label_smoothing: float = option(0.0, float, "share of the target spread evenly over the classes, in [0, 1)")
     schedule: Literal["constant", "linear", "cosine"] = option(
         "constant", str, "the fraction over training: at once, or down from 1", ("constant", "linear", "cosine")
@@ -159,7 +133,7 @@ class TrainConfig:
     early_stopping: int | None = option(
         None, int, "stop after so many epochs without a lower held-out cross-entropy", least=1
     )
-    seed: int = option(0, int, "decides split, initial weights, order and augmentation", least=0)
+    seed: int = shared.seed("split, initial weights, order and augmentation")
     workers: int = option(0, int, "processes that load images", least=0)
     skip_easy: bool = option(
         False, bool, "rank each batch first, without gradient, and back-propagate the selected images only"
@@ -167,7 +141,7 @@ class TrainConfig:
     log: Literal["none", "tensorboard"] = option(
         "none", str, "write the epochs for TensorBoard too", ("none", "tensorboard")
     )
-    out: str | None = option(None, str, "folder of the run, new (default: one under runs/)")
+    out: str | None = shared.out()
 
     def __post_init__(self) -> None:
         for name in ("label_columns", "mean", "std"):
@@ -190,8 +164,8 @@ class TrainConfig:
         """The loss and its parameters, in a few letters: a column of a report."""
         if self.loss in ("average", "top-k"):
             return "average" if self.share == 1 else f"top-k {self.share:g}"
-        asked = checked(self)
-        numbers = [getattr(asked, name) for name in PARAMETERS[self.loss]]
+        asked = [(getattr(self, name), default) for name, default in PARAMETERS[self.loss].items()]
+        numbers = [default if number is None else number for number, default in asked]
         return " ".join([self.loss, *(f"{number:g}" for number in numbers if number is not None)])
 
     @property
@@ -203,37 +177,13 @@ class TrainConfig:
         return Path("runs") / f"{data}-{self.called.replace(' ', '-')}-seed{self.seed}"
 
 
-@dataclass(frozen=True)
-class Option:
-    """A field of `TrainConfig` as the command and files write it: ``batch-size`` for ``batch_size``."""
-
-    name: str
-    field: str
-    kind: type
-    help: str
-    choices: tuple[str, ...]
-    default: Any
-    many: bool
-
-
 def options() -> dict[str, Option]:
     """All options, by name, in the order of the help."""
     return options_of(TrainConfig)
 
 
-def options_of(config: type[Any]) -> dict[str, Option]:
-    """The fields of a config, by the name of the option."""
-
-    def made(one: Field[Any]) -> Option:
-        told = one.metadata
-        name = one.name.replace("_", "-")
-        return Option(name, one.name, told["kind"], told["help"], told["choices"], one.default, told["many"])
-
-    return {one.name: one for one in map(made, fields(config))}
-
-
 def checked(config: TrainConfig) -> TrainConfig:
-    """The same with what was left open filled in, where nothing has to be read to know it.
+    """The config with what was left open filled in, where nothing has to be read to know it.
 
     Raises:
         InputError: If an option is out of range, or two contradict each other.
@@ -253,7 +203,7 @@ def checked(config: TrainConfig) -> TrainConfig:
 
 
 def _check_parameters(config: TrainConfig) -> None:
-    """Each loss takes its own; `average` is fraction 1."""
+    """Checks that each loss gets its own parameters; `average` is fraction 1."""
     if config.loss == "average" and config.share != 1:
         raise InputError(
             f"`--fraction` must be 1 with --loss average, which averages all; got {config.share:g}. "
@@ -272,19 +222,18 @@ def _check_parameters(config: TrainConfig) -> None:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    if not 0 < config.share <= 1:
-        example = config.share / 100 if 1 < config.share <= 100 else 0.7
-        raise InputError(
-            f"`--fraction` must satisfy 0 < fraction <= 1; got {config.share:g}. "
-            f"For the {100 * example:g} % hardest of each batch pass --fraction {example:g}."
-        )
+    from topkloss.base.arguments import check_drop, check_k  # here: it loads torch
+
+    with refusals_of("fraction"):
+        check_k(None, config.share)
+    with refusals_of("drop-fraction"):
+        check_drop(None, config.drop_fraction)
     for one in fields(TrainConfig):
         value, least = getattr(config, one.name), one.metadata["least"]
         if least is not None:
             check_count(one.name, value, least)
     ranges = (
         ("lr", "0 < lr <= 1", 0 < config.lr <= 1),
-        ("drop_fraction", "0 <= drop-fraction < 1", 0 <= (config.drop_fraction or 0) < 1),
         ("threshold", "0 <= threshold <= 1000", 0 <= (config.threshold or 0) <= 1000),
         ("focal_gamma", "0 <= focal-gamma <= 1000", 0 <= (config.focal_gamma or 0) <= 1000),
         ("label_smoothing", "0 <= label-smoothing < 1", 0 <= config.label_smoothing < 1),
@@ -309,9 +258,9 @@ def check_colours(config: TrainConfig) -> None:
     ):
         numbers = getattr(config, name)
         if numbers is not None and not (len(numbers) == 3 and all(map(holds, numbers))):
-            came = " ".join(f"{number:g}" for number in numbers) or "nothing"
+            got = " ".join(f"{number:g}" for number in numbers) or "nothing"
             raise InputError(
-                f"`--{name}` must be three numbers that satisfy {rule}; got {came}. For channels in [0, 255] divide "
+                f"`--{name}` must be three numbers that satisfy {rule}; got {got}. For channels in [0, 255] divide "
                 "by 255; leave it out for the model's own."
             )
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topkloss.app.options.option import known
 from topkloss.app.tasks.images.config import TrainConfig
 from topkloss.base.processes import WORLD
 from topkloss.criteria.average import AverageRankedRangeLoss, AverageTopKLoss
@@ -59,15 +60,16 @@ def _ranked_range(config: TrainConfig, given: dict[str, Any]) -> Criterion:
 
 
 def _ohem(config: TrainConfig, given: dict[str, Any]) -> Criterion:
-    assert config.threshold is not None
     return OHEMLoss(
-        CrossEntropy(**given), threshold=config.threshold, min_fraction=config.fraction, process_group=WORLD
+        CrossEntropy(**given),
+        threshold=known(config.threshold, "threshold"),
+        min_fraction=config.fraction,
+        process_group=WORLD,
     )
 
 
 def _focal(config: TrainConfig, given: dict[str, Any]) -> Criterion:
-    assert config.focal_gamma is not None
-    loss = FocalCrossEntropy(gamma=config.focal_gamma, weight=given["weight"])
+    loss = FocalCrossEntropy(gamma=known(config.focal_gamma, "focal-gamma"), weight=given["weight"])
     return AverageTopKLoss(loss, fraction=1.0, process_group=WORLD)
 
 

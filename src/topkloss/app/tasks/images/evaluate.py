@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from topkloss.app.data.dataset import ImageTable, split, table_of
+from topkloss.app.data.dataset import ImageTable, split
 from topkloss.app.errors import InputError, shown
+from topkloss.app.runs.classification import RESAMPLES, measure
 from topkloss.app.runs.metrics import Evaluation, write_evaluation
 from topkloss.app.tasks.images.inference import outputs
-from topkloss.app.tasks.images.measure import RESAMPLES, measure
 from topkloss.app.tasks.images.run import Run
+from topkloss.app.tasks.images.source import table_of
 
 __all__ = ["evaluate", "write_evaluation"]
 
@@ -27,7 +28,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Evaluation:
-    """Measures a run; `topkloss.app.tasks.images.measure.measure` defines the figures.
+    """Measures a run; `topkloss.app.runs.classification.measure` defines the metrics.
 
     Args:
         run: From `topkloss.app.tasks.images.run.load_run`.
@@ -63,7 +64,7 @@ def evaluate(
         digest=table.digest,
         held_out=csv is None,
         images=len(examples),
-        figures=measures.figures,
+        metrics=measures.metrics,
         classes=measures.classes,
         confusion=measures.confusion,
         bins=measures.bins,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ def export(run: Run, out: str | Path) -> Exported:
 
 
 def _compared(model: nn.Module, exported: Callable[[Tensor], Tensor], size: int, out: Path) -> Exported:
-    """On one image and on three: the file was made with two."""
+    """Compares the outputs on one image and on three: the file was made with two."""
     chance = torch.Generator().manual_seed(0)
     difference, largest = 0.0, 0.0
     for images in (1, 3):
@@ -109,7 +110,7 @@ def _write_onnx(model: nn.Module, images: Tensor, metadata: dict[str, object], p
     for package in ("onnx", "onnxruntime", "onnxscript"):
         import_module(package)  # whatever is missing is said before the work
 
-    program = torch.onnx.export(
+    exported = torch.onnx.export(
         model,
         (images,),
         dynamo=True,
@@ -118,7 +119,7 @@ def _write_onnx(model: nn.Module, images: Tensor, metadata: dict[str, object], p
         output_names=["logits"],
         verbose=False,
     )
-    assert program is not None
+    program = cast(torch.onnx.ONNXProgram, exported)  # dynamo makes one
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter notes the lines of code, with the paths of this machine
     program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})

@@ -23,9 +23,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import topkloss
-from topkloss.app.data.dataset import Images, ImageTable, preparation, split, table_of
+from topkloss.app.data.dataset import Images, ImageTable, preparation, split
 from topkloss.app.data.examples import imbalance
 from topkloss.app.errors import DiskError, InputError, in_command
+from topkloss.app.options.option import known
 from topkloss.app.tasks.images.callbacks import Clock, Lines, Seeding, Stopping, is_over
 from topkloss.app.tasks.images.checkpoints import (
     CHECKPOINT,
@@ -42,8 +43,9 @@ from topkloss.app.tasks.images.config import FREE, TrainConfig, checked
 from topkloss.app.tasks.images.criterion import create_criterion
 from topkloss.app.tasks.images.models import check_takes, colours, create_model, load_weights, own_size
 from topkloss.app.tasks.images.module import ImageClassifier, Progress
-from topkloss.app.tasks.images.records import Begun, RunRecord
+from topkloss.app.tasks.images.records import RunHeader, RunRecord
 from topkloss.app.tasks.images.sampling import Drawn, Order, augmentation
+from topkloss.app.tasks.images.source import table_of
 
 __all__ = ["fit", "resume"]
 
@@ -80,7 +82,7 @@ def fit(config: TrainConfig) -> RunRecord:
     try:
         with disk(folder, "config.yaml"):
             if _is_first():
-                run.begun.write(folder)
+                run.header.write(folder)
         return _trained(run, folder, None)
     except InputError as error:
         if _is_first() and not isinstance(error, DiskError) and not (folder / CHECKPOINT).exists():
@@ -102,15 +104,15 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None) -> RunRecord:
         InputError: If the folder holds no run, the data differ, or a change would change the numbers.
         KeyboardInterrupt: See `fit`.
     """
-    begun = Begun.read(folder)
+    header = RunHeader.read(folder)
     if (folder / "metrics.json").exists():
         if _is_first():
             print(f"{folder} is a finished run: there is nothing to resume.")
         return RunRecord.read(folder)
-    config = checked(replace(begun.config, **_allowed(begun.config, changes or {}), out=str(folder)))
+    config = checked(replace(header.config, **_allowed(header.config, changes or {}), out=str(folder)))
     checkpoint = load(folder)
     run = _prepare(config, fresh=checkpoint is None)
-    _check_same(folder, begun, run.begun)
+    _check_same(folder, header, run.header)
     return _trained(run, folder.absolute(), checkpoint)
 
 
@@ -118,7 +120,7 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None) -> RunRecord:
 class Prepared:
     """All that was read before anything is trained."""
 
-    begun: Begun
+    header: RunHeader
     table: ImageTable
     train: list[int]
     held_out: list[int]
@@ -138,7 +140,7 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Prepared:
     size = config.image_size or (DIGIT_SIZE if config.csv is None else own_size(model))
     check_takes(model, config.model, size)
     mean, std = colours(model)
-    begun = Begun(
+    header = RunHeader(
         config=replace(
             config,
             image_size=size,
@@ -160,12 +162,12 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Prepared:
             "classes": list(table.classes),
         },
     )
-    return Prepared(begun, table, train, held_out, model)
+    return Prepared(header, table, train, held_out, model)
 
 
 def _trained(run: Prepared, folder: Path, checkpoint: dict[str, Any] | None) -> RunRecord:
     """Trains what is left, and finishes the folder."""
-    config = run.begun.config
+    config = run.header.config
     if _is_first():
         print(_summary(run), flush=True)
     progress = Progress() if checkpoint is None else Progress.of(checkpoint["progress"])
@@ -178,7 +180,8 @@ def _trained(run: Prepared, folder: Path, checkpoint: dict[str, Any] | None) -> 
             if not is_over(progress.epochs, config.epochs, config.early_stopping):
                 progress = _train(run, folder, done)
             final = load(folder)
-            assert final is not None
+            if final is None:
+                raise DiskError(f"{folder} must have the checkpoint of its last epoch; got none. Train again.")
             write_weights(folder, final)
             record = _record(run, progress)
             with disk(folder, "the metrics"):
@@ -191,7 +194,7 @@ def _trained(run: Prepared, folder: Path, checkpoint: dict[str, Any] | None) -> 
 def _record(run: Prepared, progress: Progress) -> RunRecord:
     support = Counter(run.table.examples[index].label for index in run.held_out)
     return RunRecord(
-        **vars(run.begun),
+        **vars(run.header),
         epochs=tuple(progress.epochs),
         recall=progress.recall,
         support={name: support[label] for label, name in enumerate(run.table.classes)},
@@ -203,7 +206,7 @@ def _record(run: Prepared, progress: Progress) -> RunRecord:
 
 def _train(run: Prepared, folder: Path, done: int) -> Progress:
     """The epochs after the first ``done``."""
-    config = run.begun.config
+    config = run.header.config
     train, held_out = _loaders(run, done)
     counts = Counter(run.table.examples[index].label for index in run.train)
     task = ImageClassifier(
@@ -271,12 +274,10 @@ def _trainer(config: TrainConfig, folder: Path) -> lightning.Trainer:
 
 
 def _loaders(run: Prepared, done: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    config = run.begun.config
-    assert config.image_size
-    assert config.mean
-    assert config.std
-    prepare = preparation(config.image_size, config.mean, config.std)
-    drawn = Images(run.table, run.train, augmentation(config.augment, config.image_size, prepare))
+    config = run.header.config
+    size = known(config.image_size, "image-size")
+    prepare = preparation(size, known(config.mean, "mean"), known(config.std, "std"))
+    drawn = Images(run.table, run.train, augmentation(config.augment, size, prepare))
     measured = Images(run.table, run.held_out, prepare)
     rank = int(os.environ.get("RANK", "0"))
     order = Order(len(run.train), seed=config.seed, processes=_processes(), rank=rank)
@@ -326,21 +327,21 @@ def _allowed(config: TrainConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in changes.items() if name in FREE}
 
 
-def _check_same(folder: Path, begun: Begun, now: Begun) -> None:
+def _check_same(folder: Path, header: RunHeader, now: RunHeader) -> None:
     """The data and the number of processes decide the numbers; versions and threads their last digits."""
-    if begun.data != now.data:
-        differ = next(name for name in begun.data if begun.data[name] != now.data.get(name))
+    if header.data != now.data:
+        differ = next(name for name in header.data if header.data[name] != now.data.get(name))
         raise InputError(
             f"`--resume` must find the data of the run; got others, which differ in {differ!r} of config.yaml. "
             "Put them back, or train anew with another --out."
         )
-    if begun.processes != now.processes:
+    if header.processes != now.processes:
         raise InputError(
-            f"`--resume` must run in {begun.processes} process{'' if begun.processes == 1 else 'es'}, as the run did; "
-            f"got {now.processes}. Start so many by torchrun."
+            f"`--resume` must run in {header.processes} process{'' if header.processes == 1 else 'es'}, as the run "
+            f"did; got {now.processes}. Start so many by torchrun."
         )
-    changed = [f"{name} {was}" for name, was in begun.versions.items() if now.versions.get(name) != was]
-    changed += [f"{begun.threads} threads"] if begun.threads != now.threads else []
+    changed = [f"{name} {was}" for name, was in header.versions.items() if now.versions.get(name) != was]
+    changed += [f"{header.threads} threads"] if header.threads != now.threads else []
     if changed and _is_first():
         print(
             f"topkloss: {folder} was begun with {', '.join(changed)}: the last digits may differ from an uninterrupted "
@@ -362,7 +363,7 @@ def _summary(run: Prepared) -> str:
 
 
 def _sentence(error: InputError) -> str:
-    """Without the traceback that a DataLoader's process puts around it."""
+    """The error without the traceback that a DataLoader's process puts around it."""
     return str(error).rpartition(f"{InputError.__name__}: ")[2].strip()
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from topkloss.app.data.images import BadImage, decode, suffixes
-from topkloss.app.data.options import check_count
+from topkloss.app.data.decoding import BadImage, decode, suffixes
 from topkloss.app.errors import InputError
+from topkloss.app.options.option import check_count
 from topkloss.app.progress import counted
 from topkloss.app.tasks.images.run import Run
 

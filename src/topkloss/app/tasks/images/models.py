@@ -97,9 +97,9 @@ def load_weights(model: nn.Module, name: str, file: Path) -> None:
     wrong = [key for key in own if key not in new and shapes.get(key) != own[key]]
     wrong += [key for key in shapes if key not in own]
     if wrong:
-        came = f"{shapes[wrong[0]]}" if wrong[0] in shapes else "nothing"
+        got = f"{shapes[wrong[0]]}" if wrong[0] in shapes else "nothing"
         raise InputError(
-            f"`--weights` must hold the weights of {name}; got {file}, which has {came} as {wrong[0]!r}; "
+            f"`--weights` must hold the weights of {name}; got {file}, which has {got} as {wrong[0]!r}; "
             f"{len(wrong)} names or shapes differ. Pass the --model that they are of."
         )
     model.load_state_dict({key: value for key, value in state.items() if key not in new}, strict=False)

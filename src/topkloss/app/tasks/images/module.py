@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import lightning
 import torch
@@ -116,8 +116,7 @@ class ImageClassifier(lightning.LightningModule):
     def training_step(self, batch: Batch, _: int) -> None:
         """Ranks the images of all processes, back-propagates, and makes a step."""
         images, labels, counts = batch
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
+        optimizer = cast(LightningOptimizer, self.optimizers())  # there is one, and it is wrapped
         self.schedule.step_update(self.global_step)
         optimizer.zero_grad()
         stepped = self.step(images.to(memory_format=self.format), labels, mask=counts)
@@ -130,7 +129,7 @@ class ImageClassifier(lightning.LightningModule):
             self.fraction_schedule.step()
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the epoch before."""
+        """Forgets the metrics of the epoch before."""
         for metric in (self.cross_entropy, self.accuracy, self.recall):
             metric.reset()
 
@@ -166,7 +165,7 @@ class ImageClassifier(lightning.LightningModule):
         self.monitor.reset()
 
     def seconds_of_criterion(self) -> float:
-        """Of one step: logits to loss and back, the fastest of a few."""
+        """The seconds of one step: logits to loss and back, the fastest of a few."""
         images = min(self.config.batch_size * self.config.accumulate, 4096)
         chance = torch.Generator().manual_seed(0)
         logits = torch.randn(images, len(self.classes), generator=chance).to(self.device).requires_grad_()
@@ -190,7 +189,7 @@ class ImageClassifier(lightning.LightningModule):
             checkpoint["ema"] = self._ema[0].module.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The reverse."""
+        """Takes from a checkpoint what `on_save_checkpoint` put there."""
         self.progress = Progress.of(checkpoint["progress"])
         self.step.load_state_dict(checkpoint["step"])
         if self.fraction_schedule is not None:
@@ -206,5 +205,5 @@ class ImageClassifier(lightning.LightningModule):
 
 
 def _rounded(value: float) -> float:
-    """As many digits as float32 has."""
+    """The value with as many digits as float32 has."""
     return round(value, 7)

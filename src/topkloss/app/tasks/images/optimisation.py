@@ -8,6 +8,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from topkloss.app.options.option import known
 from topkloss.app.tasks.images.config import TrainConfig
 from topkloss.criteria.criterion import Criterion
 from topkloss.loop.schedule import CosineFraction, LinearFraction
@@ -52,6 +53,5 @@ def create_fraction_schedule(config: TrainConfig, criterion: Criterion, steps: i
     """Down from all to the fraction, a step of training each; None where it does not move."""
     if config.schedule == "constant":
         return None
-    assert config.schedule_epochs is not None
     kind = CosineFraction if config.schedule == "cosine" else LinearFraction
-    return kind(criterion, end=config.share, steps=config.schedule_epochs * steps)
+    return kind(criterion, end=config.share, steps=known(config.schedule_epochs, "schedule-epochs") * steps)

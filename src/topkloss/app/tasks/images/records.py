@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from topkloss.app.errors import InputError, in_command
 from topkloss.app.options.file import RECORDED, given
-from topkloss.app.tasks.images.config import TrainConfig
+from topkloss.app.runs.files import replacing
+from topkloss.app.tasks.images.config import TrainConfig, options
 
-__all__ = ["WEIGHTS", "Begun", "EpochRecord", "RunRecord", "TrainConfig", "replacing", "write_epochs"]
+__all__ = ["WEIGHTS", "EpochRecord", "RunHeader", "RunRecord", "TrainConfig", "write_epochs"]
 
 # In the folder of a finished run, beside the records.
 WEIGHTS = "model.safetensors"
@@ -51,7 +50,7 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
-class Begun:
+class RunHeader:
     """What ``config.yaml`` holds from the start of a run.
 
     Attributes:
@@ -82,7 +81,7 @@ class Begun:
             partial.write_text(text, encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> Begun:
+    def read(cls, folder: Path) -> RunHeader:
         """Reads what `write` wrote.
 
         Raises:
@@ -94,7 +93,7 @@ class Begun:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             recorded = content.pop(RECORDED)
-            return cls(TrainConfig(**given(content, str(path)), out=str(folder)), **recorded)
+            return cls(TrainConfig(**given(content, str(path), options()), out=str(folder)), **recorded)
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -110,7 +109,7 @@ class RunRecord:
     """A finished run.
 
     Attributes:
-        config, versions, threads, processes, data: See `Begun`.
+        config, versions, threads, processes, data: See `RunHeader`.
         epochs: In order.
         recall: Of each class on the held-out images, in [0, 1]; `support` has their number.
         support: Held-out images of each class.
@@ -143,12 +142,12 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Writes ``config.yaml``, ``metrics.csv`` and, last, ``metrics.json``: where it is, the run is finished."""
-        Begun(**{one.name: getattr(self, one.name) for one in fields(Begun)}).write(folder)
+        RunHeader(**{one.name: getattr(self, one.name) for one in fields(RunHeader)}).write(folder)
         write_epochs(folder, self.epochs)
-        figures = {key: value for key, value in asdict(self.last).items() if key != "epoch"}
-        figures |= {name: getattr(self, name) for name in ("recall", "support", "gradient", "time", "seconds")}
+        metrics = {key: value for key, value in asdict(self.last).items() if key != "epoch"}
+        metrics |= {name: getattr(self, name) for name in ("recall", "support", "gradient", "time", "seconds")}
         with replacing(folder / "metrics.json") as partial:
-            text = json.dumps({"epochs": len(self.epochs), **figures}, indent=2, ensure_ascii=False)
+            text = json.dumps({"epochs": len(self.epochs), **metrics}, indent=2, ensure_ascii=False)
             partial.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -158,31 +157,31 @@ class RunRecord:
         Raises:
             InputError: If the folder holds no finished run.
         """
-        begun = Begun.read(folder)
+        header = RunHeader.read(folder)
         try:
-            figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             if not rows:
                 raise ValueError("no epoch in metrics.csv")
             return cls(
-                **{one.name: getattr(begun, one.name) for one in fields(Begun)},
+                **{one.name: getattr(header, one.name) for one in fields(RunHeader)},
                 epochs=tuple(
                     EpochRecord(int(row.pop("epoch")), **{name: float(value) for name, value in row.items()})
                     for row in rows
                 ),
-                **{name: figures[name] for name in ("recall", "support", "gradient", "time", "seconds")},
+                **{name: metrics[name] for name in ("recall", "support", "gradient", "time", "seconds")},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             finished = (folder / "metrics.json").exists()
-            way_out = (
+            hint = (
                 "Copy it whole, or train again"
                 if finished
                 else f"`topkloss train --resume {in_command(folder)}` finishes it"
             )
             raise InputError(
                 f"{folder} must be the folder of a finished run, with metrics.json and metrics.csv; "
-                f"got {type(error).__name__}: {error}. {way_out}."
+                f"got {type(error).__name__}: {error}. {hint}."
             ) from error
 
 
@@ -192,19 +191,3 @@ def write_epochs(folder: Path, epochs: Sequence[EpochRecord]) -> None:
         writer = csv.DictWriter(file, [one.name for one in fields(EpochRecord)])
         writer.writeheader()
         writer.writerows(asdict(epoch) for epoch in epochs)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; renamed to it at the end, so that nobody ever reads half a file.
-
-    What was written is on the disk before it is renamed: a full disk is noticed in time, a power failure survived.
-    """
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

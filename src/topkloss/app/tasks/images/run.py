@@ -11,8 +11,9 @@ from torch import nn
 from torchvision.transforms import v2
 
 from topkloss.app.data.dataset import preparation
-from topkloss.app.data.images import MOST_PIXELS
+from topkloss.app.data.decoding import MOST_PIXELS
 from topkloss.app.errors import InputError
+from topkloss.app.options.option import known
 from topkloss.app.tasks.images.config import check_colours
 from topkloss.app.tasks.images.models import create_model
 from topkloss.app.tasks.images.records import WEIGHTS, RunRecord, TrainConfig
@@ -69,10 +70,7 @@ def load_run(folder: str | Path, *, device: str | torch.device | None = None) ->
     """
     folder = Path(folder)
     record = _record(folder)
-    config, size = record.config, record.config.image_size
-    assert size
-    assert config.mean
-    assert config.std
+    config = record.config
     model = create_model(config.model, len(record.classes))
     path = folder / WEIGHTS
     try:
@@ -93,9 +91,9 @@ def load_run(folder: str | Path, *, device: str | torch.device | None = None) ->
         sizes=record.data["images"],
         classes=record.classes,
         model=model.eval().to(device),
-        image_size=size,
-        mean=tuple(config.mean),
-        std=tuple(config.std),
+        image_size=known(config.image_size, "image-size"),
+        mean=tuple(known(config.mean, "mean")),
+        std=tuple(known(config.std, "std")),
     )
 
 

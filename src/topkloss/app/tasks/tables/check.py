@@ -9,9 +9,9 @@ import numpy as np
 
 from topkloss.app.errors import InputError, refuse_listed, shown
 from topkloss.app.tasks.tables.config import TableConfig, checked
-from topkloss.app.tasks.tables.data import Data, read_data
 from topkloss.app.tasks.tables.encoding import Encoding
 from topkloss.app.tasks.tables.fit import summary
+from topkloss.app.tasks.tables.source import Data, read_data
 
 __all__ = ["TableCheck", "check_table"]
 
@@ -38,7 +38,7 @@ class TableCheck:
         return "\n".join(self.problems or (f"{shown(self.source)}: nothing is wrong", "", *self.found))
 
     def raise_for_problems(self) -> None:
-        """Nothing, where there is none.
+        """Refuses the table where a problem was found.
 
         Raises:
             InputError: One sentence with their number.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topkloss.app.data.listing import PARTS, SPLIT, content_of
-from topkloss.app.data.reader import Cells, open_cells
+from topkloss.app.data.reader import Reader, open_reader
 from topkloss.app.errors import InputError, Refuse, shown
 from topkloss.app.tasks.tables.config import TableConfig
 
@@ -66,7 +66,7 @@ class Table:
 
     def read(self, columns: Sequence[str], refuse: Refuse) -> Iterator[tuple[int, dict[str, str]]]:
         """The number of each row and its cells in those columns."""
-        for line, cells in open_cells(self.source, self.content).read(columns, refuse):
+        for line, cells in open_reader(self.source, self.content).read(columns, refuse):
             yield line, dict(zip(columns, cells, strict=True))
 
 
@@ -108,8 +108,8 @@ def open_table(path: Path, config: TableConfig, *, labelled: bool = True, featur
         InputError: One sentence, if it cannot be read, or a column is missing or there twice.
     """
     content = content_of(path, f"of features and {shown(config.label_column)}")
-    cells = open_cells(path, content)
-    split = config.split_column or (SPLIT if labelled and SPLIT in cells.names else None)
+    reader = open_reader(path, content)
+    split = config.split_column or (SPLIT if labelled and SPLIT in reader.names else None)
     wanted: list[tuple[str, str]] = [("", name) for name in features]
     if labelled:
         roles = [("--label-column", config.label_column), ("--weight-column", config.weight_column)]
@@ -119,20 +119,20 @@ def open_table(path: Path, config: TableConfig, *, labelled: bool = True, featur
             wanted += [("--ignore", name) for name in config.ignore]
             wanted += [("--categorical", name) for name in config.categorical]
     for option, name in wanted:
-        _check_there(cells, option, name)
+        _check_there(reader, option, name)
     _check_roles(wanted)
-    if not features and (twice := [name for name, count in Counter(cells.names).items() if count > 1]):
+    if not features and (twice := [name for name, count in Counter(reader.names).items() if count > 1]):
         raise InputError(
-            f"{cells.head}: a column must have a name of its own; got {shown(twice[0]) or 'one without a name'!r} "
-            f"{cells.names.count(twice[0])} times. Rename one."
+            f"{reader.head}: a column must have a name of its own; got {shown(twice[0]) or 'one without a name'!r} "
+            f"{reader.names.count(twice[0])} times. Rename one."
         )
-    if not features and "" in cells.names and "" not in config.ignore:
+    if not features and "" in reader.names and "" not in config.ignore:
         raise InputError(
-            f"{cells.head}: a column must have a name; got column {cells.names.index('') + 1} without one. "
+            f"{reader.head}: a column must have a name; got column {reader.names.index('') + 1} without one. "
             'Name it, or pass --ignore "".'
         )
     digest = hashlib.sha256(content).hexdigest()
-    return Table(path, content, digest, cells.unit, tuple(cells.names), split if labelled else None)
+    return Table(path, content, digest, reader.unit, tuple(reader.names), split if labelled else None)
 
 
 def kinds_of(table: Table, config: TableConfig, refuse: Refuse) -> Kinds:
@@ -275,7 +275,7 @@ class _Survey:
             self.endless, self.endless_line = cell, line
 
     def problem(self, table: Table, config: TableConfig, rows: int) -> str:
-        """One sentence, or nothing."""
+        """What is wrong with the column, in one sentence; empty for nothing."""
         name, column = self.name, f"`{shown(self.name)}`"
         categorical = name in config.categorical
         if self.texts and self.commas and not categorical:
@@ -343,43 +343,43 @@ def _roles(
     """What is wrong with label, group, part and weight; the weight and the part."""
     for name in (config.label_column, config.group_by, table.split, config.weight_column):
         if name is not None and cells[name] in missing:
-            came = "nothing" if not cells[name] else repr(cells[name])
-            return f"`{shown(name)}` must not be missing; got {came}. Fill it in or remove the row.", 0.0, None
+            got = "nothing" if not cells[name] else repr(cells[name])
+            return f"`{shown(name)}` must not be missing; got {got}. Fill it in or remove the row.", 0.0, None
     label, name = cells[config.label_column], f"`{shown(config.label_column)}`"
     if config.task == "regression":
         value = number(label)
         if value is None or math.isinf(value):
-            way_out = "Correct it, or pass --task classification."
-            return f"{name} must be a finite number with --task regression; got {shown(label)!r}. {way_out}", 0.0, None
+            hint = "Correct it, or pass --task classification."
+            return f"{name} must be a finite number with --task regression; got {shown(label)!r}. {hint}", 0.0, None
     elif not label.isprintable():
         return f"{name} must be printable text; got {label!r}. Correct it.", 0.0, None
     weight = 1.0 if config.weight_column is None else number(cells[config.weight_column])
     if weight is None or not 0 <= weight < math.inf:
-        came = shown(cells[config.weight_column or ""])
-        return f"`{shown(config.weight_column)}` must be a number >= 0; got {came!r}. Correct it.", 0.0, None
+        got = shown(cells[config.weight_column or ""])
+        return f"`{shown(config.weight_column)}` must be a number >= 0; got {got!r}. Correct it.", 0.0, None
     part = None if table.split is None else PARTS.get(cells[table.split].lower())
     if table.split is not None and part is None:
-        came = repr(cells[table.split])
-        return f"`{shown(table.split)}` must be train, held_out (or val) or test; got {came}. Correct it.", 0.0, None
+        got = repr(cells[table.split])
+        return f"`{shown(table.split)}` must be train, held_out (or val) or test; got {got}. Correct it.", 0.0, None
     return "", weight, part
 
 
-def _check_there(cells: Cells, option: str, name: str) -> None:
+def _check_there(reader: Reader, option: str, name: str) -> None:
     """A column that is named is there once."""
-    if cells.names.count(name) == 1:
+    if reader.names.count(name) == 1:
         return
-    named = ", ".join(map(shown, cells.names[:FEW])) or "nothing"
-    if len(cells.names) > FEW:
-        named += f" and {len(cells.names) - FEW} others"
-    close = difflib.get_close_matches(name, cells.names, n=1)
+    named = ", ".join(map(shown, reader.names[:FEW])) or "nothing"
+    if len(reader.names) > FEW:
+        named += f" and {len(reader.names) - FEW} others"
+    close = difflib.get_close_matches(name, reader.names, n=1)
     ask = f"Did you mean {shown(close[0])}?" if close and close[0] != name else f"Pass its name as `{option}`."
     if not option:
         ask = "The model needs it: add it." if not close else f"Rename {shown(close[0])}, or add it."
-    raise InputError(f"{cells.head}: there must be one column `{shown(name)}`; got {named}. {ask}")
+    raise InputError(f"{reader.head}: there must be one column `{shown(name)}`; got {named}. {ask}")
 
 
 def _check_roles(wanted: Sequence[tuple[str, str]]) -> None:
-    """No column is two things."""
+    """Refuses a column that two options name."""
     first: dict[str, str] = {}
     for option, name in wanted:
         before = first.setdefault(name, option)

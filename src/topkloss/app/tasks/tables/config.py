@@ -1,6 +1,7 @@
 """What a run on a table of features is asked: the options of ``topkloss train --task classification | regression``.
 
-Nothing here needs torch or scikit-learn: the command builds its options from this table too.
+The command builds its options from this table too, without torch or scikit-learn. `checked` asks the library for its
+ranges.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from topkloss.app.data.options import DataOptions, check_count, check_share
+from topkloss.app.data.layout import check_share
 from topkloss.app.errors import InputError
-from topkloss.app.tasks.images.config import Option, option, options_of
+from topkloss.app.options import shared
+from topkloss.app.options.option import Option, check_count, option, options_of, refusals_of
 
 __all__ = ["TableConfig", "checked", "table_options"]
 
@@ -41,14 +43,12 @@ class TableConfig:
     task: Literal["classification", "regression"] = option(
         "classification", str, "what a row's label is: a class, or a number", tuple(LOSSES)
     )
-    csv: str | None = option(None, str, "CSV, .tsv or .parquet, a row per example")
-    label_column: str = option(DataOptions.label_column, str, "column of the labels")
+    csv: str | None = shared.csv("a row per example")
+    label_column: str = shared.label_column("labels")
     weight_column: str | None = option(None, str, "column of the weights of the rows, each >= 0; 0 leaves a row out")
-    split_column: str | None = option(
-        None, str, "column that says train, held_out (or val) or test", shown="default: split, if there is one"
-    )
-    group_by: str | None = option(None, str, "column whose values stay together in the split, e.g. patient")
-    held_out: float = option(DataOptions.held_out, float, "share that is held out where no row says which, in (0, 1)")
+    split_column: str | None = shared.split_column()
+    group_by: str | None = shared.group_by()
+    held_out: float = shared.held_out()
     ignore: Sequence[str] = option((), str, "columns that are no features: ids, dates, free text", shown="", many=True)
     categorical: Sequence[str] = option(
         (), str, "columns whose numbers are names: codes, post codes", shown="", many=True
@@ -70,9 +70,7 @@ class TableConfig:
     fractions: Sequence[float] | None = option(
         None, float, "shares of the rows that are averaged, each in (0, 1]", shown="default: 1 0.8 0.6 0.4", many=True
     )
-    drop_fraction: float | None = option(
-        None, float, "share of the rows, the largest losses, that is left out first", shown="default: none"
-    )
+    drop_fraction: float | None = shared.drop_fraction("the rows", "is left out first", "default: none")
     C: Sequence[float] = option(
         STRENGTHS, float, "strengths of the losses against the penalty", shown="default: 0.01 0.1 1 10 100", many=True
     )
@@ -84,11 +82,9 @@ class TableConfig:
         tuple(score for scores in SCORES.values() for score in scores),
         shown="default: accuracy, which is blind to rare classes; r2 for numbers",
     )
-    class_weights: Literal["none", "balanced"] = option(
-        "none", str, "mass of a class: 1, or inversely proportional to its number of rows", ("none", "balanced")
-    )
-    seed: int = option(0, int, "decides the split and the folds", least=0)
-    out: str | None = option(None, str, "folder of the run, new (default: one under runs/)")
+    class_weights: Literal["none", "balanced"] = shared.class_weights("rows")
+    seed: int = shared.seed("the split and the folds")
+    out: str | None = shared.out()
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -110,7 +106,7 @@ def table_options() -> dict[str, Option]:
 
 
 def checked(config: TableConfig) -> TableConfig:
-    """The same with what was left open filled in, where nothing has to be read to know it.
+    """The config with what was left open filled in, where nothing has to be read to know it.
 
     Raises:
         InputError: If an option is out of range, or two contradict each other.
@@ -138,7 +134,7 @@ def checked(config: TableConfig) -> TableConfig:
 
 
 def _check_words(config: TableConfig) -> None:
-    """What goes with a task."""
+    """Checks that the row loss, the score and the class weights go with the task."""
     for name, value, choices in (("row-loss", config.row_loss, LOSSES), ("score", config.score, SCORES)):
         allowed = choices[config.task]
         if value is not None and value not in allowed:
@@ -158,23 +154,20 @@ def _check_words(config: TableConfig) -> None:
 
 
 def _check_numbers(config: TableConfig, loss: str, fractions: Sequence[float]) -> None:
+    from topkloss.base.arguments import check_drop, check_k  # here: it loads torch
+
     for fraction in fractions:
-        if not 0 < fraction <= 1:
-            example = fraction / 100 if 1 < fraction <= 100 else 0.7
-            raise InputError(
-                f"`--fractions` must satisfy 0 < fraction <= 1; got {fraction:g}. "
-                f"For the {100 * example:g} % largest losses pass {example:g}."
-            )
+        with refusals_of("fractions"):
+            check_k(None, fraction)
+    with refusals_of("drop-fraction"):
+        check_drop(None, config.drop_fraction)
     for strength in config.C:
         if not 0 < strength < math.inf:
             raise InputError(f"`--C` must satisfy 0 < C < inf; got {strength:g}. For a weak penalty pass 1e4.")
     if not config.C:
         raise InputError("`--C` must be a number or more; got none. Pass --C 1.")
-    if config.drop_fraction is not None and not 0 < config.drop_fraction < 1:
-        raise InputError(
-            f"`--drop-fraction` must satisfy 0 < drop-fraction < 1; got {config.drop_fraction:g}. "
-            "Leave it out to drop nothing."
-        )
+    if config.drop_fraction == 0:
+        raise InputError("`--drop-fraction` must not be 0; got 0. Leave it out to drop nothing.")
     if config.delta is not None and loss != "huber":
         raise InputError(
             f"`--delta` must be left out with --row-loss {loss}, which takes none; got {config.delta:g}. "

@@ -147,7 +147,7 @@ class Encoding:
         return found
 
     def content(self) -> dict[str, Any]:
-        """As JSON holds it; `from_content` reads it."""
+        """The encoding as JSON holds it; `from_content` reads it."""
         return asdict(self)
 
     @classmethod

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from topkloss.app.errors import InputError, shown
+from topkloss.app.runs.classification import RESAMPLES
 from topkloss.app.runs.metrics import Evaluation, Numbers
-from topkloss.app.tasks.images.measure import RESAMPLES
 from topkloss.app.tasks.tables.columns import Floats, Table
-from topkloss.app.tasks.tables.data import Data, read_data, read_labelled
 from topkloss.app.tasks.tables.encoding import Encoding
 from topkloss.app.tasks.tables.measure import measure_rows
 from topkloss.app.tasks.tables.model import Linear, load_models
 from topkloss.app.tasks.tables.records import TableRecord
+from topkloss.app.tasks.tables.source import Data, read_data, read_labelled
 
 __all__ = ["TableRun", "evaluate_table", "load_table_run"]
 
@@ -57,7 +57,7 @@ def load_table_run(folder: str | Path) -> TableRun:
 
 
 def evaluate_table(run: TableRun, *, csv: str | Path | None = None, images: str | Path | None = None) -> Evaluation:
-    """Measures a run; `topkloss.app.tasks.tables.measure.measure_rows` defines the figures.
+    """Measures a run; `topkloss.app.tasks.tables.measure.measure_rows` defines the metrics.
 
     Args:
         run: From `load_table_run`.
@@ -85,7 +85,7 @@ def evaluate_table(run: TableRun, *, csv: str | Path | None = None, images: str 
         digest=table.digest,
         held_out=csv is None,
         images=len(labels),
-        figures=found.figures,
+        metrics=found.metrics,
         classes=found.classes,
         confusion=found.confusion,
         bins=found.bins,

@@ -1,4 +1,4 @@
-"""One run on a table, from a `TableConfig` to a folder with a model, figures and the loss of every row."""
+"""One run on a table, from a `TableConfig` to a folder with a model, metrics and the loss of every row."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ import torch
 import topkloss
 from topkloss.app.data.examples import imbalance
 from topkloss.app.errors import InputError, shown
+from topkloss.app.options.option import known
 from topkloss.app.runs.files import check_new
 from topkloss.app.tasks.tables.columns import Floats
 from topkloss.app.tasks.tables.config import TableConfig, checked
-from topkloss.app.tasks.tables.data import Data, read_data
 from topkloss.app.tasks.tables.encoding import Encoding
 from topkloss.app.tasks.tables.measure import gains, measure_rows
 from topkloss.app.tasks.tables.model import Linear, write_models
 from topkloss.app.tasks.tables.records import LOSSES, ModelRecord, TableRecord
 from topkloss.app.tasks.tables.search import Fitted, Training, search
+from topkloss.app.tasks.tables.source import Data, read_data
 from topkloss.ranking.selection import topk_select
 
 __all__ = ["fit_table", "summary"]
@@ -55,8 +56,7 @@ def fit_table(config: TableConfig) -> TableRecord:
         encoding = Encoding.of(data.rows, data.train, data.kinds, config)
         print(summary(data, encoding), flush=True)
         training, began = _training(data, encoding), time.monotonic()
-        assert config.fractions
-        fitted = search(training, config, config.fractions, drop=config.drop_fraction)
+        fitted = search(training, config, known(config.fractions, "fractions"), drop=config.drop_fraction)
         if fitted.fraction == 1 and config.drop_fraction is None:
             plain = replace(fitted, tried=len(config.C))  # a search of it alone sees the same folds and scores
         else:
@@ -87,16 +87,16 @@ def summary(data: Data, encoding: Encoding) -> str:
     lines = [f"{len(data.train)} rows to train on, {len(data.held_out)} held out"]
     if data.classes:
         counts = np.bincount(data.labels[data.train].astype(np.intp), minlength=len(data.classes)).tolist()
-        told = imbalance(dict(zip(data.classes, counts, strict=True))).replace("images", "rows")
-        lines[0] += f"; {told}"
+        classes = imbalance(dict(zip(data.classes, counts, strict=True))).replace("images", "rows")
+        lines[0] += f"; {classes}"
     kinds = encoding.kinds
     lines.append(
         f"{len(encoding.features)} features: {len(kinds.numbers)} columns of numbers, {len(kinds.words)} of words"
         + (f" ({', '.join(map(shown, kinds.words))})" if kinds.words else "")
     )
     if gone := encoding.missing(data.rows):
-        told = ", ".join(f"{shown(name)} ({count})" for name, count in gone.items())
-        lines.append(f"missing numbers become the median, and a feature says where: {told}")
+        columns = ", ".join(f"{shown(name)} ({count})" for name, count in gone.items())
+        lines.append(f"missing numbers become the median, and a feature says where: {columns}")
     if encoding.left_out:
         lines.append(
             f"left out, the same (or nothing) in every training row: {', '.join(map(shown, encoding.left_out))}"
@@ -197,13 +197,13 @@ def _record(
         threshold=tuple(np.atleast_1d(fitted.model.threshold_).tolist()),
         dual_gap=tuple(gaps.tolist()),
         error=error,
-        figures={name: figure.value for name, figure in found.figures.items()},
+        metrics={name: metric.value for name, metric in found.metrics.items()},
         recall={one.name: one.recall for one in found.classes},
     )
 
 
 def _mass(training: Training, config: TableConfig) -> Floats:
-    """Of each training row: its weight times that of its class."""
+    """The mass of each training row: its weight times that of its class."""
     mass = np.ones(len(training.labels)) if training.weights is None else training.weights
     if config.class_weights == "none":
         return mass
@@ -234,7 +234,7 @@ def _write_losses(
 
 
 def _selected(losses: Floats, mass: Floats, record: ModelRecord) -> Floats:
-    """Of each training row the share that was averaged, mean over the problems."""
+    """The share of each training row that was averaged, mean over the problems."""
     total, drop = float(mass.sum()), record.drop_fraction or 0.0
     weight, shares = torch.from_numpy(np.array(mass)), np.zeros(len(losses))
     for problem in losses.T:

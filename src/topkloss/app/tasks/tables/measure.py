@@ -1,4 +1,4 @@
-"""Figures of a model on labelled rows, with intervals over the choice of rows."""
+"""Metrics of a model on labelled rows, with intervals over the choice of rows."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from topkloss.app.runs.metrics import Bin, ClassFigures, Figure
-from topkloss.app.tasks.images.measure import RESAMPLES, measure
+from topkloss.app.runs.classification import RESAMPLES, measure
+from topkloss.app.runs.metrics import Bin, ClassMetrics, Metric
 from topkloss.app.tasks.tables.columns import Floats
 from topkloss.app.tasks.tables.model import Linear
 
-__all__ = ["Figures", "gains", "measure_rows"]
+__all__ = ["Metrics", "gains", "measure_rows"]
 
 # Resamples x rows at a time: 32 MB.
 AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
-class Figures:
+class Metrics:
     """See the attributes of the same names of `topkloss.app.runs.metrics.Evaluation`."""
 
-    figures: dict[str, Figure]
-    classes: tuple[ClassFigures, ...] = ()
+    metrics: dict[str, Metric]
+    classes: tuple[ClassMetrics, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
     bins: tuple[Bin, ...] = ()
 
 
 def measure_rows(
     model: Linear, features: Floats, labels: Floats, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Figures:
-    r"""All figures of some rows; each row counts alike.
+) -> Metrics:
+    r"""All metrics of some rows; each row counts alike.
 
     Of classes those of `images.measure.measure`; a loss without probabilities has no cross-entropy, no
     calibration, and with more than two classes no AUROC. Of numbers, with errors e,
@@ -48,16 +48,16 @@ def measure_rows(
         seed: Decides which.
     """
     if not model.classes:
-        return Figures(_of_numbers(model.numbers(features), labels, resamples, seed))
+        return Metrics(_of_numbers(model.numbers(features), labels, resamples, seed))
     logits, places = model.logits(features), torch.from_numpy(labels.astype(np.int64))
     found = measure(logits, places, model.classes, resamples=resamples, seed=seed)
     if model.has_probabilities:
-        return Figures(found.figures, found.classes, found.confusion, found.bins)
+        return Metrics(found.metrics, found.classes, found.confusion, found.bins)
     ranks = len(model.classes) == 2
     unfit = {"cross_entropy", "calibration_error", *(() if ranks else ("auroc",))}
-    figures = {name: figure for name, figure in found.figures.items() if name not in unfit}
+    metrics = {name: metric for name, metric in found.metrics.items() if name not in unfit}
     classes = tuple(one if ranks else replace(one, auroc=None) for one in found.classes)
-    return Figures(figures, classes, found.confusion)
+    return Metrics(metrics, classes, found.confusion)
 
 
 def gains(model: Linear, plain: Linear, features: Floats, labels: Floats, score: str) -> tuple[float, float]:
@@ -83,28 +83,28 @@ def gains(model: Linear, plain: Linear, features: Floats, labels: Floats, score:
     return float(np.mean([part.mean() for part in parts])), 1.96 * spread / len(parts)
 
 
-def _of_numbers(predicted: Floats, labels: Floats, resamples: int, seed: int) -> dict[str, Figure]:
+def _of_numbers(predicted: Floats, labels: Floats, resamples: int, seed: int) -> dict[str, Metric]:
     error = predicted - labels
     centred = labels - labels.mean()
     columns = np.column_stack([np.abs(error), error**2, centred, centred**2])
-    whole = _figures(columns.mean(axis=0, keepdims=True))
+    whole = _metrics(columns.mean(axis=0, keepdims=True))
     chance, parts, done, n = np.random.default_rng(seed), [], 0, len(labels)
     while done < resamples:
         size = min(resamples - done, max(1, AT_ONCE // n))
         drawn = chance.integers(n, size=(size, n))
         counts = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
-        parts.append(_figures(counts @ columns / n))
+        parts.append(_metrics(counts @ columns / n))
         done += size
     found = {}
     for name, value in whole.items():
         sets = np.concatenate([part[name] for part in parts]) if parts else np.empty(0)
         sets = sets[np.isfinite(sets)]
         low, high = np.quantile(sets, [0.025, 0.975]) if len(sets) else (None, None)
-        found[name] = Figure(*(_number(one) for one in (value[0], low, high)))
+        found[name] = Metric(*(_number(one) for one in (value[0], low, high)))
     return found
 
 
-def _figures(means: Floats) -> dict[str, Floats]:
+def _metrics(means: Floats) -> dict[str, Floats]:
     """From the means of |e|, e^2, y - c and (y - c)^2, a row for each set."""
     absolute, squared, label, label_squared = means.T
     spread = label_squared - label**2

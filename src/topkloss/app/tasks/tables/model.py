@@ -15,7 +15,8 @@ from scipy.special import log_expit
 from torch import Tensor
 
 from topkloss.app.errors import InputError
-from topkloss.app.tasks.images.records import replacing
+from topkloss.app.options.option import known
+from topkloss.app.runs.files import replacing
 from topkloss.app.tasks.tables.columns import Floats
 from topkloss.app.tasks.tables.config import TableConfig
 from topkloss.app.tasks.tables.encoding import Encoding
@@ -49,10 +50,9 @@ class Linear:
     @classmethod
     def of(cls, fitted: Any, config: TableConfig, classes: tuple[str, ...]) -> Linear:
         """What an estimator of `topkloss.tabular` learnt."""
-        assert config.row_loss is not None
         # one order in memory, in which a file is read too: products then round alike
         coefficients, intercepts = np.array(np.atleast_2d(fitted.coef_), order="C"), np.atleast_1d(fitted.intercept_)
-        return cls(config.row_loss, classes, coefficients, intercepts, config.delta)
+        return cls(known(config.row_loss, "row-loss"), classes, coefficients, intercepts, config.delta)
 
     @property
     def is_zero(self) -> bool:
@@ -111,7 +111,7 @@ class Linear:
         return np.column_stack(problems)
 
     def content(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The model as JSON holds it."""
         return {
             "row_loss": self.row_loss,
             "delta": self.delta,
@@ -150,8 +150,7 @@ def estimator(config: TableConfig, **given: Any) -> Any:
         config: From `checked`.
         given: `fraction`, `C`.
     """
-    assert config.row_loss is not None
-    loss = config.row_loss.replace("-", "_")
+    loss = known(config.row_loss, "row-loss").replace("-", "_")
     if config.task == "regression":
         return AverageTopKRegressor(loss, delta=config.delta or 1.0, **given)
     weight = "balanced" if config.class_weights == "balanced" else None

@@ -65,11 +65,11 @@ def write_table_predictions(run: TableRun, tables: Sequence[str | Path], out: st
     bad: dict[int, str] = {}
     rows = read_rows(opened, config, kinds, stop, labelled=False, bad=bad.__setitem__)
     if not len(rows):
-        came = "the names of the columns only. Add rows."
+        got = "the names of the columns only. Add rows."
         if bad:
             line, reason = next(iter(bad.items()))
-            came = f"{len(bad)}, none of which can. {opened.unit.capitalize()} {line}: {reason}"
-        raise InputError(f"{shown(table)} must hold rows that can be used; got {came}")
+            got = f"{len(bad)}, none of which can. {opened.unit.capitalize()} {line}: {reason}"
+        raise InputError(f"{shown(table)} must hold rows that can be used; got {got}")
     good = dict(zip(rows.lines, _predicted(run, run.encoding.encode(rows)), strict=True))
     names = [f"p_{name}" for name in run.model.classes] if run.model.has_probabilities else []
     head = ["prediction", *(["probability"] if names else []), "error", *names]

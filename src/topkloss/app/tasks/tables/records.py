@@ -10,7 +10,8 @@ from typing import Any
 
 from topkloss.app.errors import InputError
 from topkloss.app.options.file import RECORDED, given
-from topkloss.app.tasks.images.records import replacing
+from topkloss.app.runs.files import replacing
+from topkloss.app.runs.metrics import in_file
 from topkloss.app.tasks.tables.config import TableConfig, table_options
 
 __all__ = ["LOSSES", "ModelRecord", "TableRecord"]
@@ -31,7 +32,7 @@ class ModelRecord:
         threshold: The loss from which a row was averaged, of each problem.
         dual_gap: At most so much is its objective above the optimum, of each problem.
         error: At most so much, relative to their length, are the weights from the best ones; None for the zero model.
-        figures: On the held-out rows, by name; None where undefined.
+        metrics: On the held-out rows, by name; None where undefined.
         recall: Of each class; empty for numbers.
     """
 
@@ -44,12 +45,12 @@ class ModelRecord:
     threshold: tuple[float, ...]
     dual_gap: tuple[float, ...]
     error: float | None
-    figures: dict[str, float | None]
+    metrics: dict[str, float | None]
     recall: dict[str, float | None]
 
     @property
     def called(self) -> str:
-        """In a few letters: a column of a report."""
+        """The aggregate and its parameters, in a few letters: a column of a report."""
         if self.drop_fraction:
             return f"ranked-range {self.fraction:g} {self.drop_fraction:g}"
         return "average" if self.fraction == 1 else f"top-k {self.fraction:g}"
@@ -91,10 +92,13 @@ class TableRecord:
         with replacing(folder / "config.yaml") as partial:
             text = yaml.safe_dump({**asked, RECORDED: recorded}, sort_keys=False, allow_unicode=True)
             partial.write_text(text, encoding="utf-8")
-        figures = {name: asdict(getattr(self, name)) for name in ("model", "plain")}
-        figures |= {name: getattr(self, name) for name in ("difference", "chance", "seconds")}
+        metrics: dict[str, Any] = {
+            name: {in_file(key): value for key, value in asdict(getattr(self, name)).items()}
+            for name in ("model", "plain")
+        }
+        metrics |= {name: getattr(self, name) for name in ("difference", "chance", "seconds")}
         with replacing(folder / "metrics.json") as partial:
-            partial.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> TableRecord:
@@ -110,12 +114,12 @@ class TableRecord:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             recorded = content.pop(RECORDED)
             config = TableConfig(**given(content, str(path), table_options()), out=str(folder))
-            figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             data = recorded["data"]
             if not all(isinstance(data[name], str) for name in ("digest", "measured")):
                 raise ValueError("no digests of the data")
-            numbers = [float(figures[name]) for name in ("difference", "chance", "seconds")]
-            model, plain = _model(figures["model"]), _model(figures["plain"])
+            numbers = [float(metrics[name]) for name in ("difference", "chance", "seconds")]
+            model, plain = _model(metrics["model"]), _model(metrics["plain"])
             return cls(config, recorded["versions"], data, model, plain, *numbers)
         except InputError:
             raise
@@ -128,7 +132,9 @@ class TableRecord:
 
 
 def _model(content: Mapping[str, Any]) -> ModelRecord:
-    if content.keys() != {one.name for one in fields(ModelRecord)}:
+    names = [one.name for one in fields(ModelRecord)]
+    if content.keys() != set(map(in_file, names)):
         raise ValueError("other figures than those of a model")
-    read: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in content.items()}
+    values = {name: content[in_file(name)] for name in names}
+    read: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
     return ModelRecord(**read)

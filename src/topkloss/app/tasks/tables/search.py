@@ -16,6 +16,7 @@ from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from topkloss.app.errors import InputError
+from topkloss.app.options.option import known
 from topkloss.app.tasks.tables.columns import Floats
 from topkloss.app.tasks.tables.config import TableConfig
 from topkloss.app.tasks.tables.model import estimator
@@ -110,20 +111,20 @@ def folds(training: Training, config: TableConfig) -> list[Fold]:
     Raises:
         InputError: If that cannot be.
     """
-    way_out = "Pass one --fractions and one --C, which takes no choice, or add rows."
+    hint = "Pass one --fractions and one --C, which takes no choice, or add rows."
     places, most = np.arange(len(training.labels)), config.folds
     whole = len(places) // 2  # of numbers: a score needs two
     if training.groups is not None:
-        of_class = _groups_of_classes(training)
+        of_class = _groups_of_classes(training, training.groups)
         most = min(most, *of_class.values())
         if most < 2:
-            raise InputError(f"Cross-validation must find each class in 2 training groups or more; got one. {way_out}")
+            raise InputError(f"Cross-validation must find each class in 2 training groups or more; got one. {hint}")
         kind = StratifiedGroupKFold if training.classes else GroupKFold
     else:
         most = min(most, *(Counter(training.labels.tolist()).values() if training.classes else [whole]))
         if most < 2:
             what = "2 training rows of each class; got 1" if training.classes else f"4 training rows; got {len(places)}"
-            raise InputError(f"Cross-validation must find {what}. {way_out}")
+            raise InputError(f"Cross-validation must find {what}. {hint}")
         kind = StratifiedKFold if training.classes else KFold
     parted = kind(most, shuffle=True, random_state=config.seed)
     found: list[Fold] = list(parted.split(places, training.labels, training.groups))
@@ -131,35 +132,32 @@ def folds(training: Training, config: TableConfig) -> list[Fold]:
         if len(np.unique(training.labels[train])) < len(training.classes) or len(held_out) < 2:
             raise InputError(
                 "Cross-validation must find each class, or two rows, in each part; got groups that leave too little. "
-                f"{way_out}"
+                f"{hint}"
             )
     return found
 
 
-def _groups_of_classes(training: Training) -> dict[float, int]:
-    """How many groups each class is in; of numbers, how many there are."""
-    assert training.groups is not None
+def _groups_of_classes(training: Training, groups: Sequence[str]) -> dict[float, int]:
+    """The number of groups that each class is in; of numbers, the number of groups."""
     labels = training.labels.tolist() if training.classes else [0.0] * len(training.labels)
-    return Counter(label for label, _ in set(zip(labels, training.groups, strict=True)))
+    return Counter(label for label, _ in set(zip(labels, groups, strict=True)))
 
 
 def _choose(
     training: Training, config: TableConfig, fractions: Sequence[float], drop: float | None, weight: dict[str, Any]
 ) -> tuple[float, float, float]:
     """Along warm-started paths."""
-    assert config.row_loss
-    assert config.score
     kind: Any = AverageTopKRegressorCV
     own: dict[str, Any] = {"delta": config.delta or 1.0}
     if config.task == "classification":
         kind = AverageTopKClassifierCV
         own = {"class_weight": None if config.class_weights == "none" else "balanced"}
     chosen = kind(
-        config.row_loss.replace("-", "_"),
+        known(config.row_loss, "row-loss").replace("-", "_"),
         fractions=fractions,
         Cs=config.C,
         cv=folds(training, config),
-        scoring=SCORERS[config.score],
+        scoring=SCORERS[known(config.score, "score")],
         **own,
     ).fit(training.features, training.labels, **weight)
     return chosen.fraction_, chosen.C_, float(chosen.scores_.mean(axis=0).max())
@@ -169,11 +167,10 @@ def _choose_with_drop(
     training: Training, config: TableConfig, fractions: Sequence[float], drop: float | None, weight: dict[str, Any]
 ) -> tuple[float, float, float]:
     """The estimators that choose know no drop: scikit-learn's grid does, each model from its beginning."""
-    assert config.score
     with config_context(enable_metadata_routing=True):
         routed = bool(weight)
         model = estimator(config, drop_fraction=drop).set_fit_request(sample_weight=routed)
-        scorer = get_scorer(SCORERS[config.score]).set_score_request(sample_weight=routed)
+        scorer = get_scorer(SCORERS[known(config.score, "score")]).set_score_request(sample_weight=routed)
         grid = {"fraction": list(fractions), "C": list(config.C)}
         chosen = GridSearchCV(model, grid, scoring=scorer, cv=folds(training, config), refit=False)
         chosen.fit(training.features, training.labels, **weight)

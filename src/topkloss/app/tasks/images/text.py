@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from topkloss.app.runs.metrics import sampling_margin
 from topkloss.app.tasks.images.records import RunRecord
 
-__all__ = ["chance", "classes", "names", "table"]
+__all__ = ["classes", "names", "table"]
 
 
 def table(records: Sequence[RunRecord]) -> str:
@@ -44,20 +44,6 @@ def names(records: Sequence[RunRecord]) -> list[str]:
     return losses if len(set(losses)) == len(losses) else [str(record.config.folder) for record in records]
 
 
-def chance(one: float, other: float, n: int) -> float:
-    r"""The difference between two accuracies on n images that the choice of images exceeds once in twenty times.
-
-    .. math:: 1.96 \sqrt{(p (1 - p) + q (1 - q)) / n}
-
-    the 95 % quantile of the normal approximation for two independent proportions p and q.
-
-    Example:
-        >>> round(chance(0.97, 0.97, 500), 3)
-        0.021
-    """
-    return 1.96 * math.sqrt((one * (1 - one) + other * (1 - other)) / n)
-
-
 def _worth(records: Sequence[RunRecord]) -> str:
     """What may be concluded."""
     measured = records[0].data["held_out"]
@@ -66,7 +52,7 @@ def _worth(records: Sequence[RunRecord]) -> str:
     if len(records) == 1:
         return f"Measured on {measured} held-out images, with one seed."
     accuracies = [record.last.accuracy for record in records]
-    points = 100 * chance(min(accuracies), max(accuracies), measured)
+    points = 100 * sampling_margin(min(accuracies), max(accuracies), measured)
     difference = 100 * (max(accuracies) - min(accuracies))
     verdict = "no more than" if difference <= points else "more than"
     return (

@@ -48,14 +48,14 @@ class BadImage(Exception):
     Attributes:
         what: The middle of a sentence.
         reason: The same in a few words, without the name of the file.
-        way_out: The end of the sentence; None for leaving the image out.
+        hint: The end of the sentence; None for leaving the image out.
     """
 
-    def __init__(self, what: str, reason: str, way_out: str | None = None) -> None:
-        super().__init__(what, reason, way_out)  # so it can be pickled
+    def __init__(self, what: str, reason: str, hint: str | None = None) -> None:
+        super().__init__(what, reason, hint)  # so it can be pickled
         self.what = what
         self.reason = reason
-        self.way_out = way_out
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Decoded:
 
 
 def suffixes() -> frozenset[str]:
-    """Of the files that are taken for images, in small letters."""
+    """The suffixes of files that are taken for images, in small letters."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
 
 
@@ -93,17 +93,17 @@ def locate(listing: Listing, name: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
         raise _unreadable(Path(name), error) from error
     if not path.is_relative_to(listing.root):
-        way_out = "Pass its folder as `--images`." if listing.unit else "Copy it there."
-        raise InputError(f"an image must lie inside {shown(listing.root)}; got {shown(name)}. {way_out}")
+        hint = "Pass its folder as `--images`." if listing.unit else "Copy it there."
+        raise InputError(f"an image must lie inside {shown(listing.root)}; got {shown(name)}. {hint}")
     if not exists:
-        way_out = f"Correct the {listing.unit} or pass `--images`." if listing.unit else "Remove the link."
-        raise BadImage(f"there is no image {shown(path)}.", "no such file", way_out)
+        hint = f"Correct the {listing.unit} or pass `--images`." if listing.unit else "Remove the link."
+        raise BadImage(f"there is no image {shown(path)}.", "no such file", hint)
     return path
 
 
 def bad_sentence(listing: Listing, line: int, bad: BadImage) -> str:
-    """One sentence: where, what, and a way out."""
-    return f"{listing.place(line)}: {bad.what} {bad.way_out or f'Replace it or {listing.removal}.'}"
+    """The sentence about a bad image: where, what, and a hint."""
+    return f"{listing.place(line)}: {bad.what} {bad.hint or f'Replace it or {listing.removal}.'}"
 
 
 def read_header(path: Path) -> None:

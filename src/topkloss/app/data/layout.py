@@ -8,16 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from topkloss.app.errors import InputError, shown
+from topkloss.app.options import shared
+from topkloss.app.options.shared import HELD_OUT
 
-__all__ = ["HELD_OUT", "DataOptions", "check_count", "check_options", "check_share", "cores"]
-
-HELD_OUT = 0.1
-
-# What torch and numpy count with; a thousand times more than any run takes.
-LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
-
-# On any machine; on one with many cores, eight for each: far more exhaust its memory before they load an image.
-MANY_WORKERS = 64
+__all__ = ["DataOptions", "check_options", "check_share"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +29,14 @@ class DataOptions:
         held_out: The share that is held out where no row says which, in (0, 1).
     """
 
-    images: str | os.PathLike[str] | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    label_columns: Sequence[str] | None = None
-    image_suffix: str = ""
-    split_column: str | None = None
-    group_by: str | None = None
-    held_out: float = HELD_OUT
+    images: str | os.PathLike[str] | None = shared.images()  # noqa: RUF009, it makes a field
+    image_column: str = shared.image_column()
+    label_column: str = shared.label_column("classes")
+    label_columns: Sequence[str] | None = shared.label_columns()
+    image_suffix: str = shared.image_suffix()
+    split_column: str | None = shared.split_column()
+    group_by: str | None = shared.group_by()
+    held_out: float = shared.held_out()
 
 
 def check_options(data: Path | None, options: DataOptions) -> None:
@@ -90,35 +84,11 @@ def check_share(held_out: float) -> None:
         )
 
 
-def check_count(name: str, value: int | None, least: int) -> None:
-    """Raises where a number is too small, or larger than anything can be.
-
-    Args:
-        name: Of the option, as a field is written.
-        value: None is never wrong.
-        least: The smallest that is not.
-
-    Raises:
-        InputError: One sentence that names the option.
-    """
-    most = {"seed": LARGEST_SEED, "workers": max(MANY_WORKERS, 8 * cores())}.get(name, LARGEST)
-    if value is None or least <= value <= most:
-        return
-    option = f"--{name.replace('_', '-')}"
-    bound = f"{least} or more" if value < least else f"{most} or fewer"
-    raise InputError(f"`{option}` must be {bound}; got {value}. Leave it out for the default.")
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _check_no_table(data: Path | None, options: DataOptions) -> None:
     for field in fields(DataOptions):
         if field.name != "held_out" and getattr(options, field.name) != field.default:
-            came = "none" if data is None else f"the folder {shown(data)}"
+            got = "none" if data is None else f"the folder {shown(data)}"
             raise InputError(
-                f"`--{field.name.replace('_', '-')}` must come with a table of images; got {came}. "
+                f"`--{field.name.replace('_', '-')}` must come with a table of images; got {got}. "
                 "Leave it out, or pass the table first."
             )

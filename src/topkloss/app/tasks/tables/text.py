@@ -9,14 +9,13 @@ from pathlib import Path
 
 from topkloss.app.errors import InputError, shown
 from topkloss.app.report.inspection import Inspection, inspect
-from topkloss.app.report.table import chance
-from topkloss.app.runs.metrics import Numbers
+from topkloss.app.runs.metrics import Numbers, sampling_margin
 from topkloss.app.tasks.tables.records import LOSSES, ModelRecord, TableRecord
 
 __all__ = ["hardest", "losses_of", "numbers_of", "rows_table"]
 
 # Name in the record: what a reader calls it, and whether it is a share, shown in %.
-FIGURES = {
+METRICS = {
     "accuracy": ("accuracy, %", True),
     "balanced_accuracy": ("balanced accuracy, %", True),
     "auroc": ("mean AUROC, %", True),
@@ -25,7 +24,7 @@ FIGURES = {
     "mean_absolute_error": ("mean absolute error", False),
     "root_mean_square_error": ("root mean square error", False),
 }
-# Of each score, in what a gain is told.
+# The unit in which a gain in each score is written.
 GAINS = {
     "accuracy": (100.0, "points of accuracy"),
     "balanced-accuracy": (100.0, "points of balanced accuracy"),
@@ -45,9 +44,9 @@ def rows_table(records: Sequence[TableRecord]) -> str:
     columns = [(record, model) for record in records for model in _models(record)]
     classes = list(dict.fromkeys(name for _, model in columns for name in model.recall))[:MOST_CLASSES]
     rows = [("", _names(records, several=len(records) > 1))]
-    for name, (title, share) in FIGURES.items():
-        if any(name in model.figures for _, model in columns):
-            rows.append((title, [_shown(model.figures.get(name), share) for _, model in columns]))
+    for name, (title, share) in METRICS.items():
+        if any(name in model.metrics for _, model in columns):
+            rows.append((title, [_shown(model.metrics.get(name), share) for _, model in columns]))
     rows += [(f"recall of {shown(one)}, %", [_shown(m.recall.get(one), True) for _, m in columns]) for one in classes]
     rows += [
         ("C", [f"{model.C:g}" for _, model in columns]),
@@ -89,7 +88,7 @@ def numbers_of(runs: Sequence[Path]) -> Numbers | None:
     if any(record.data["classes"] for record in records) or len({one.data["measured"] for one in records}) > 1:
         if len(runs) > 1:
             raise InputError(
-                f"`--figure` must come with one run on a table, or with runs on numbers that were measured on the same "
+                f"`--metric` must come with one run on a table, or with runs on numbers that were measured on the same "
                 f"rows; got {len(runs)} others. Draw them one by one."
             )
         return None
@@ -139,7 +138,7 @@ def _models(record: TableRecord) -> list[ModelRecord]:
 
 
 def _names(records: Sequence[TableRecord], *, several: bool) -> list[str]:
-    """Of the models; with several runs, each with the folder of its run."""
+    """The names of the models; with several runs, each with the folder of its run."""
     return [
         f"{record.config.folder}: {model.called}" if several else model.called
         for record in records
@@ -151,11 +150,11 @@ def _verdicts(records: Sequence[TableRecord]) -> list[str]:
     lines = [line for record in records for line in _verdict(record, len(records) > 1)]
     if len(records) > 1 and len({record.data["measured"] for record in records}) > 1:
         return [*lines, "Runs on other rows (another table or split): their figures do not compare."]
-    accuracies = [record.model.figures.get("accuracy") for record in records]
+    accuracies = [record.model.metrics.get("accuracy") for record in records]
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     if len(records) > 1 and len(known) == len(records):
         n = records[0].data["held_out"]
-        points, difference = 100 * chance(min(known), max(known), n), 100 * (max(known) - min(known))
+        points, difference = 100 * sampling_margin(min(known), max(known), n), 100 * (max(known) - min(known))
         said = "no more than" if difference <= points else "more than"
         lines.append(
             f"Between the runs accuracies differ by {difference:.1f} points, {said} the {points:.1f} that the choice "

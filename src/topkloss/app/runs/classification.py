@@ -1,7 +1,8 @@
-"""Figures of a classifier from its logits, with intervals over the choice of images."""
+"""Metrics of a classifier from its logits, with intervals over the choice of images."""
 
 from __future__ import annotations
 
+from typing import cast
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from topkloss.app.runs.metrics import Bin, ClassFigures, Figure
+from topkloss.app.runs.metrics import Bin, ClassMetrics, Metric
 
 __all__ = ["BINS", "RESAMPLES", "Measures", "measure"]
 
@@ -34,8 +35,8 @@ MOST_RANKED = 500_000_000
 class Measures:
     """See the attributes of the same names of `topkloss.app.runs.metrics.Evaluation`."""
 
-    figures: dict[str, Figure]
-    classes: tuple[ClassFigures, ...]
+    metrics: dict[str, Metric]
+    classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     bins: tuple[Bin, ...]
 
@@ -43,7 +44,7 @@ class Measures:
 def measure(
     logits: Tensor, labels: Tensor, names: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Measures:
-    r"""All figures of some images.
+    r"""All metrics of some images.
 
     The predicted class is the most probable, the first of equals; its probability is the confidence. The expected
     calibration error sorts the images by confidence into `BINS` bins of equal width, each with its lower bound (1 is in
@@ -55,7 +56,7 @@ def measure(
     AUROC, nor has one without others beside it; one that is never predicted has no precision; the means over classes
     leave these out.
 
-    An interval runs from the 2.5 % to the 97.5 % quantile of the figure over sets of n images drawn from the n with
+    An interval runs from the 2.5 % to the 97.5 % quantile of the metric over sets of n images drawn from the n with
     replacement (Efron's percentile bootstrap). It holds for other images, not for another training; that of the
     calibration error lies high, as chance adds to every bin's difference.
 
@@ -81,15 +82,15 @@ def measure(
     support = confusion.sum(1)
     per_class = [*_of_classes(predicted, labels, confusion), _auroc(probabilities, labels, support)]
     classes = tuple(
-        ClassFigures(
+        ClassMetrics(
             name, int(support[label]), int(confusion[:, label].sum()), *(_number(row[label]) for row in per_class)
         )
         for label, name in enumerate(names)
     )
-    whole = {**images.figures(torch.ones(1, len(labels), dtype=torch.float64)), "auroc": per_class[-1].nanmean()[None]}
+    whole = {**images.metrics(torch.ones(1, len(labels), dtype=torch.float64)), "auroc": per_class[-1].nanmean()[None]}
     drawn = _resampled(images, probabilities, resamples, seed)
     return Measures(
-        {name: Figure(_number(value[0]), *_interval(drawn.get(name))) for name, value in whole.items()},
+        {name: Metric(_number(value[0]), *_interval(drawn.get(name))) for name, value in whole.items()},
         classes,
         tuple(tuple(row) for row in confusion.tolist()),
         images.bins(),
@@ -98,7 +99,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Images:
-    """What is known of each image; the figures of any resamples of them follow by weighted sums.
+    """What is known of each image; the metrics of any resamples of them follow by weighted sums.
 
     Weights are (B, N): how often image n is in resample b.
     """
@@ -110,7 +111,7 @@ class _Images:
     cross_entropy: Tensor
     classes: int
 
-    def figures(self, weights: Tensor) -> dict[str, Tensor]:
+    def metrics(self, weights: Tensor) -> dict[str, Tensor]:
         """All but the AUROC, (B,) each."""
         n = weights.sum(1)
         right = weights * self.right
@@ -148,7 +149,7 @@ class _Images:
 
 
 def _sums(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """Of each row, the sum at each index: (B, N) to (B, size)."""
+    """The sum at each index of each row: (B, N) to (B, size)."""
     return values.new_zeros(len(values), size).index_add_(1, index, values)
 
 
@@ -167,16 +168,15 @@ def _of_classes(predicted: Tensor, labels: Tensor, confusion: Tensor) -> list[Te
 
 
 def _auroc(probabilities: Tensor, labels: Tensor, support: Tensor) -> Tensor:
-    """Of each class against the rest, NaN where there is no pair to rank."""
+    """The area under the ROC curve of each class against the rest, NaN where there is no pair to rank."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No (positive|negative) samples in targets", UserWarning)
         area = multiclass_auroc(probabilities, labels, len(support), average="none")
-    assert isinstance(area, Tensor)
     return area.double().masked_fill((support == 0) | (support == len(labels)), math.nan)
 
 
 def _resampled(images: _Images, probabilities: Tensor, resamples: int, seed: int) -> dict[str, Tensor]:
-    """Each figure of each resample."""
+    """Each metric of each resample."""
     n = len(images.labels)
     chance = torch.Generator().manual_seed(seed)
     ranked = resamples * n * images.classes <= MOST_RANKED
@@ -188,7 +188,7 @@ def _resampled(images: _Images, probabilities: Tensor, resamples: int, seed: int
         weights = torch.zeros(size, n, dtype=torch.float64).scatter_add_(
             1, drawn, torch.ones((), dtype=torch.float64).expand(size, n)
         )
-        part = images.figures(weights)
+        part = images.metrics(weights)
         if ranked:
             part["auroc"] = _mean_auroc(weights, probabilities, images.labels)
         parts.append(part)
@@ -213,7 +213,7 @@ def _mean_auroc(weights: Tensor, probabilities: Tensor, labels: Tensor) -> Tenso
 
 
 def _interval(drawn: Tensor | None) -> tuple[float | None, float | None]:
-    """Between the 2.5 % and 97.5 % quantiles of the resamples in which the figure is defined."""
+    """Between the 2.5 % and 97.5 % quantiles of the resamples in which the metric is defined."""
     defined = drawn[~drawn.isnan()] if drawn is not None else torch.empty(0)
     if not len(defined):
         return None, None
@@ -222,5 +222,5 @@ def _interval(drawn: Tensor | None) -> tuple[float | None, float | None]:
 
 
 def _number(value: Tensor) -> float | None:
-    """As many digits as float32 has; None for NaN."""
+    """The value with as many digits as float32 has; None for NaN."""
     return None if bool(value.isnan()) else round(value.item(), 7)

@@ -13,6 +13,7 @@ from topkloss.app.data.examples import numerically
 from topkloss.app.data.listing import Listing, Row
 from topkloss.app.data.splits import check_groups, check_parts, split_rows
 from topkloss.app.errors import InputError, Refuse, shown, stop
+from topkloss.app.options.option import known
 from topkloss.app.tasks.tables.columns import Floats, Kinds, Rows, Table, kinds_of, open_table, read_rows
 from topkloss.app.tasks.tables.config import TableConfig
 
@@ -61,9 +62,8 @@ def read_data(config: TableConfig, *, refuse: Refuse = stop, kinds: Kinds | None
     Raises:
         InputError: One sentence, if nothing can be made of it.
     """
-    assert config.csv is not None
     features = () if kinds is None else (*kinds.numbers, *kinds.words)
-    table = open_table(Path(config.csv), config, features=features)
+    table = open_table(Path(known(config.csv, "csv")), config, features=features)
     found = kinds_of(table, config, refuse) if kinds is None else kinds
     rows = read_rows(table, config, found, refuse)
     classes = _check_rows(table, rows, config, refuse)
@@ -128,7 +128,7 @@ def _check_rows(table: Table, rows: Rows, config: TableConfig, refuse: Refuse) -
 
 
 def _check_numbers(table: Table, listed: Listing, refuse: Refuse) -> None:
-    """Rows on both sides."""
+    """Refuses a split of numbers that leaves a side without rows."""
     parts = [row.part for row in listed.rows]
     if "held_out" in parts:
         if not {None, "train"} & set(parts):

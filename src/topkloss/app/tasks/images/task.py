@@ -1,0 +1,100 @@
+"""Images, each of one class: the verbs of the command, each with what it loads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from topkloss.app.data.layout import DataOptions
+from topkloss.app.loading import loading
+from topkloss.app.tasks.images.config import TrainConfig
+from topkloss.app.tasks.images.records import RunRecord
+from topkloss.app.tasks.interface import Checked, Predicted, Task
+
+if TYPE_CHECKING:
+    from topkloss.app.runs.metrics import Evaluation
+
+__all__ = ["IMAGES"]
+
+
+def _check(config: TrainConfig, workers: int | None) -> Checked:
+    with loading():
+        from topkloss.app.tasks.images.check import check
+    return check(config.csv, config.data_options, seed=config.seed, workers=workers)
+
+
+def _fit(config: TrainConfig) -> str:
+    with loading():
+        from topkloss.app.tasks.images.fit import fit
+    return _trained(fit(config))
+
+
+def _resume(run: Path, asked: Mapping[str, Any]) -> str:
+    with loading():
+        from topkloss.app.tasks.images.fit import resume
+    return _trained(resume(run, asked))
+
+
+def _trained(record: RunRecord) -> str:
+    if os.environ.get("RANK", "0") != "0":
+        return ""
+    accuracy, number = 100 * record.last.accuracy, record.data["held_out"]
+    return f"accuracy {accuracy:.1f} % on {number} held-out images\nresults: {record.config.folder}"
+
+
+def _evaluate(run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int) -> Evaluation:
+    with loading():
+        from topkloss.app.tasks.images.evaluate import evaluate
+        from topkloss.app.tasks.images.run import load_run
+    return evaluate(load_run(run), csv=csv, images=images, batch_size=batch_size, workers=workers)
+
+
+def _predict(run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int) -> Predicted:
+    with loading():
+        from topkloss.app.tasks.images.predict import write_predictions
+        from topkloss.app.tasks.images.run import load_run
+    lines, bad = write_predictions(load_run(run), inputs, out, batch_size=batch_size, workers=workers)
+    notes = [f"{bad} of {lines} images are bad; the column `error` says why."] if bad else []
+    return Predicted(f"{lines - bad} images predicted: {out}", notes)
+
+
+def _export(run: Path, out: Path) -> str:
+    with loading():
+        from topkloss.app.tasks.images.export import export
+        from topkloss.app.tasks.images.run import load_run
+    exported = export(load_run(run), out)
+    return (
+        f"largest difference from the model on {exported.images} random images: {exported.difference:.1e}, "
+        f"at most {exported.limit:.1e} allowed\nresults: {exported.path}"
+    )
+
+
+def _report(runs: Sequence[Path], figure: Path | None) -> str:
+    from topkloss.app.tasks.images.text import table
+
+    records = [RunRecord.read(run) for run in runs]
+    if figure is not None:
+        from topkloss.app.tasks.images.plot import draw
+
+        draw(records, figure)
+    return table(records)
+
+
+IMAGES = Task(
+    names=("images",),
+    what="images",
+    detail="",
+    data="images",
+    config=TrainConfig,
+    layout=frozenset({"csv", "seed", *(one.name.replace("_", "-") for one in fields(DataOptions))}),
+    check=_check,
+    fit=_fit,
+    resume=_resume,
+    evaluate=_evaluate,
+    predict=_predict,
+    export=_export,
+    report=_report,
+)
