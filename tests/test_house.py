@@ -40,6 +40,11 @@ EXTRAS_OF_ROOM = {
     "topkloss.tabular": ("tabular",),
 }
 
+# Rooms from the ground up: each imports its own modules and those of the rooms before it; and what stands on one beside.
+ORDER = ("base", "kernels", "losses", "ranking", "aggregates", "criteria", "loop", "app")
+STANDS_ON = {"tabular": "ranking"}
+MOST_ROOMS = 15
+
 # Inside app, from the ground up: a room imports its own and those before it.
 ORDER_OF_APP = ("errors", "loading", "progress", "options", "data", "runs", "report", "tasks", "doctor", "cli")
 
@@ -188,6 +193,21 @@ def test_images_and_features_know_nothing_of_each_other() -> None:
 def test_imports_run_in_one_direction() -> None:
     graph = {name: {other for other in imports(file) if other in MODULES} - {name} for name, file in MODULES.items()}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_every_room_has_its_place() -> None:
+    rooms = {file.stem if file.parent == SOURCE else file.relative_to(SOURCE).parts[0] for file in FILES}
+    assert rooms == {*ORDER, *STANDS_ON, "reference", "__init__", "__main__"}
+    assert len(rooms) <= MOST_ROOMS
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.count(".") > 1))
+def test_no_arrow_runs_up_between_rooms(name: str) -> None:
+    own = name.split(".")[1]
+    until = ORDER.index(STANDS_ON.get(own, own))
+    below = {own, *ORDER[: until + (own in STANDS_ON)], *(STANDS_ON if own == "app" else ()), "reference"}
+    found = {other.split(".")[1] for other in imports(MODULES[name]) if other.startswith("topkloss.")}
+    assert found <= below
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("topkloss.app.")))
