@@ -32,7 +32,8 @@ from cosmic_ray.work_db import use_db
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "topkloss"
 EXPLAINED = Path(__file__).with_name("mutation_survivors.csv")
-MODULES = ("ranking/ranking.py", "ranking/groups.py", "ranking/selection.py", "aggregates/average.py")
+RANKING = ("ranking", "native_ranking", "tensor_ranking", "groups", "rank", "selection")
+MODULES = (*(f"ranking/{name}.py" for name in RANKING), "aggregates/average.py", "aggregates/cross_entropy.py")
 # First a glance, the oracles and few random batches; what it does not notice is tried in full. What tries the threshold
 # alone, or compiles machine code, is left out.
 SELECTION = "tests/test_selection.py"

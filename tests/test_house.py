@@ -40,7 +40,7 @@ EXTRAS_OF_ROOM = {
     "topkloss.tabular": ("tabular",),
 }
 
-# Rooms from the ground up: each imports its own modules and those of the rooms before it; and what stands on one beside.
+# Rooms from the ground up: each imports itself and the rooms before it; and what stands on one of them beside.
 ORDER = ("base", "kernels", "losses", "ranking", "aggregates", "criteria", "loop", "app")
 STANDS_ON = {"tabular": "ranking"}
 MOST_ROOMS = 15

@@ -1,6 +1,6 @@
 """What the caller may ask for, and the sentence that answers anything else.
 
-Every sentence names the argument, what it must be, what got and one way out. Only free checks are here: none reads
+Every sentence names the argument, what it must be, what it got and one way out. Only free checks are here: none reads
 the values of a tensor.
 """
 
@@ -24,14 +24,12 @@ def check_k(k: float | None, fraction: float | None) -> None:
             f"exactly one of `k` and `fraction` must be given; got {got}. "
             "For the 70 % hardest elements pass fraction=0.7."
         )
-    if k is not None and not real_number("k", k) > 0:
-        raise ValueError(f"`k` must satisfy k > 0; got {k}. For a share of the elements pass fraction=, e.g. 0.7.")
-    if fraction is not None and not 0 < real_number("fraction", fraction) <= 1:
-        example = fraction / 100 if 1 < fraction <= 100 else 0.7
-        raise ValueError(
-            f"`fraction` must satisfy 0 < fraction <= 1; got {float(fraction):g}. "
-            f"For the {100 * example:g} % hardest elements pass fraction={example:g}."
-        )
+    if k is not None:
+        in_range("k", k, "0 <", hint="For a share of the elements pass fraction=, e.g. 0.7.")
+    if fraction is not None:
+        percent = f"{fraction:g}" if 1 < real_number("fraction", fraction) <= 100 else "70"
+        hint = f"For the {percent} % hardest elements pass fraction={float(percent) / 100:g}."
+        in_range("fraction", fraction, "0 <", "<= 1", hint=hint)
 
 
 def check_drop(drop: float | None, drop_fraction: float | None, *, required: bool = False) -> None:
@@ -42,13 +40,11 @@ def check_drop(drop: float | None, drop_fraction: float | None, *, required: boo
             f"{'exactly' if required else 'at most'} one of `drop` and `drop_fraction` must be given; got {got}. "
             "To leave out the 2 % largest pass drop_fraction=0.02."
         )
-    if drop is not None and not 0 <= real_number("drop", drop) < math.inf:
-        raise ValueError(f"`drop` must satisfy 0 <= drop < inf; got {drop}. To drop nothing pass drop=0.")
-    if drop_fraction is not None and not 0 <= real_number("drop_fraction", drop_fraction) < 1:
-        raise ValueError(
-            f"`drop_fraction` must satisfy 0 <= drop_fraction < 1; got {float(drop_fraction):g}. "
-            "To leave out the 2 % largest pass drop_fraction=0.02."
-        )
+    if drop is not None:
+        in_range("drop", drop, "0 <=", "< inf", hint="To drop nothing pass drop=0.")
+    if drop_fraction is not None:
+        hint = "To leave out the 2 % largest pass drop_fraction=0.02."
+        in_range("drop_fraction", drop_fraction, "0 <=", "< 1", hint=hint)
 
 
 def check_floor(threshold: float, min_kept: float | None, min_fraction: float | None) -> None:
@@ -60,24 +56,18 @@ def check_floor(threshold: float, min_kept: float | None, min_fraction: float | 
             f"at most one of `min_kept` and `min_fraction` must be given; got min_kept={min_kept!r} and "
             f"min_fraction={min_fraction!r}. To keep at least a sixteenth pass min_fraction=1/16."
         )
-    if min_kept is not None and not real_number("min_kept", min_kept) >= 0:
-        raise ValueError(f"`min_kept` must satisfy min_kept >= 0; got {min_kept}. For no least number leave it out.")
-    if min_fraction is not None and not 0 < real_number("min_fraction", min_fraction) <= 1:
-        raise ValueError(
-            f"`min_fraction` must satisfy 0 < min_fraction <= 1; got {float(min_fraction):g}. "
-            "To keep at least a sixteenth pass min_fraction=1/16."
+    if min_kept is not None:
+        in_range("min_kept", min_kept, "0 <=", hint="For no least number leave it out.")
+    if min_fraction is not None:
+        in_range(
+            "min_fraction", min_fraction, "0 <", "<= 1", hint="To keep at least a sixteenth pass min_fraction=1/16."
         )
 
 
 def check_ratio(ratio: float, min_negatives: float) -> None:
     """How many negatives for each positive, and how many at least."""
-    if not 0 < real_number("ratio", ratio) < math.inf:
-        raise ValueError(f"`ratio` must satisfy 0 < ratio < inf; got {ratio}. SSD takes 3 negatives per positive.")
-    if not 0 <= real_number("min_negatives", min_negatives) < math.inf:
-        raise ValueError(
-            f"`min_negatives` must satisfy 0 <= min_negatives < inf; got {min_negatives}. "
-            "Pass 0 for none where nothing is positive."
-        )
+    in_range("ratio", ratio, "0 <", "< inf", hint="SSD takes 3 negatives per positive.")
+    in_range("min_negatives", min_negatives, "0 <=", "< inf", hint="Pass 0 for none where nothing is positive.")
 
 
 def check_weights_of_parts(name: str, number: int, weights: list[float]) -> None:
@@ -95,10 +85,7 @@ def check_weights_of_parts(name: str, number: int, weights: list[float]) -> None
 
 def check_smoothing(smoothing: float) -> None:
     """The width over which a kink is rounded off."""
-    if not 0 <= real_number("smoothing", smoothing) < math.inf:
-        raise ValueError(
-            f"`smoothing` must satisfy 0 <= smoothing < inf; got {smoothing}. For the exact form pass smoothing=0."
-        )
+    in_range("smoothing", smoothing, "0 <=", "< inf", hint="For the exact form pass smoothing=0.")
 
 
 def check_threshold(threshold: Tensor) -> None:
@@ -124,6 +111,34 @@ def real_number(name: str, value: float) -> float:
             f"`{name}` must be a real number; got {type(value).__name__}. Pass a Python number, e.g. float({name})."
         )
     return value
+
+
+def in_range(name: str, value: float, low: str, high: str = "", *, hint: str) -> float:
+    """The value, if it is a real number between two bounds: every range of one number is worded here.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        low, high: The bounds as they are written, like ``"0 <"`` and ``"<= 1"``; no `high`: as large as it may be.
+        hint: One way out.
+
+    Raises:
+        TypeError: If it is no real number.
+        ValueError: If it is out of range.
+
+    Example:
+        >>> in_range("fraction", 70, "0 <", "<= 1", hint="For 70 % pass 0.7.")
+        Traceback (most recent call last):
+        ValueError: `fraction` must satisfy 0 < fraction <= 1; got 70. For 70 % pass 0.7.
+    """
+    least, above = low.split()
+    real_number(name, value)
+    above_low = value > float(least) if above == "<" else value >= float(least)
+    below, most = high.split() if high else ("<=", "inf")
+    if above_low and (value < float(most) if below == "<" else value <= float(most)):
+        return value
+    rule = f"{low} {name} {high}" if high else f"{name} {above.replace('<', '>')} {least}"
+    raise ValueError(f"`{name}` must satisfy {rule}; got {value:g}. {hint}")
 
 
 def is_whole(value: object) -> bool:
@@ -181,11 +196,7 @@ def check_word(name: str, word: str, *words: str, hint: str) -> None:
 
 def check_label_smoothing(label_smoothing: float) -> None:
     """A share."""
-    if not 0 <= real_number("label_smoothing", label_smoothing) <= 1:
-        raise ValueError(
-            f"`label_smoothing` must satisfy 0 <= label_smoothing <= 1; got {label_smoothing}. "
-            "A common choice is label_smoothing=0.1."
-        )
+    in_range("label_smoothing", label_smoothing, "0 <=", "<= 1", hint="A common choice is label_smoothing=0.1.")
 
 
 def check_class_weights(weight: Tensor | None) -> None:

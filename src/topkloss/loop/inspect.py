@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topkloss.base.arguments import check_integers, check_k, check_tensors, real_number
+from topkloss.base.arguments import check_integers, check_k, check_tensors, in_range
 from topkloss.ranking.ranking import requested_mass
 from topkloss.ranking.selection import topk_select
 
@@ -184,8 +184,6 @@ def _check(losses: Tensor, fractions: Sequence[float], classes: Tensor | None, c
                 f"`losses` and `classes` must have the same shape; got {tuple(losses.shape)} and "
                 f"{tuple(classes.shape)}. Pass one class for each loss."
             )
-    if constant_loss is not None and not 0 < real_number("constant_loss", constant_loss) < math.inf:
-        raise ValueError(
-            f"`constant_loss` must satisfy 0 < constant_loss < inf; got {constant_loss}. "
-            "For the cross-entropy of C classes pass math.log(C)."
-        )
+    if constant_loss is not None:
+        hint = "For the cross-entropy of C classes pass math.log(C)."
+        in_range("constant_loss", constant_loss, "0 <", "< inf", hint=hint)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from topkloss.base.arguments import is_whole, real_number
+from topkloss.base.arguments import in_range, is_whole
 
 __all__ = ["AccuracyFraction", "ConstantFraction", "CosineFraction", "LinearFraction"]
 
@@ -24,7 +24,7 @@ class FractionSchedule:
                 "Build it with fraction=, not k=; of several criteria pass the one that mines."
             )
         self.criterion, self.last_step = criterion, 0
-        criterion.fraction = _share("fraction", criterion.fraction)
+        criterion.fraction = _fraction("fraction", criterion.fraction)
 
     def state_dict(self) -> dict[str, float]:
         """Where training stands, in plain numbers; neither the criterion nor the arguments."""
@@ -32,7 +32,7 @@ class FractionSchedule:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Goes on from the state of a schedule that had the same arguments; sets ``criterion.fraction`` too."""
-        self.last_step, self.criterion.fraction = int(state["last_step"]), _share("fraction", state["fraction"])
+        self.last_step, self.criterion.fraction = int(state["last_step"]), _fraction("fraction", state["fraction"])
 
     def _advance(self, fraction: float) -> None:
         self.last_step += 1
@@ -67,7 +67,7 @@ class LinearFraction(FractionSchedule):
         if not is_whole(steps) or steps < 1:
             raise ValueError(f"`steps` must be an integer >= 1; got {steps}. For no ramp use ConstantFraction.")
         super().__init__(criterion)
-        self.end, self.steps, self.start = _share("end", end), int(steps), _share("start", start)
+        self.end, self.steps, self.start = _fraction("end", end), int(steps), _fraction("start", start)
         criterion.fraction = self.start
 
     def step(self) -> None:
@@ -112,18 +112,17 @@ class AccuracyFraction(FractionSchedule):
         levels: Sequence[tuple[float, float]] = ((0.8, 0.5), (0.9, 0.25), (0.95, 0.125), (0.995, 0.0625)),
         start: float = 1.0,
     ) -> None:
-        self.levels = tuple((_share("accuracy", level), _share("fraction", fraction)) for level, fraction in levels)
+        self.levels = tuple(
+            (_fraction("accuracy", level), _fraction("fraction", fraction)) for level, fraction in levels
+        )
         super().__init__(criterion)
-        criterion.fraction = _share("start", start)
+        criterion.fraction = _fraction("start", start)
 
     def step(self, accuracy: float) -> None:
         """To the fraction of this training accuracy, in [0, 1], if it is smaller than the one before."""
-        accuracy = _share("accuracy", accuracy, least=0.0)
+        accuracy = _fraction("accuracy", accuracy, "0 <=")
         self._advance(min([self.criterion.fraction, *(to for level, to in self.levels if accuracy >= level)]))
 
 
-def _share(name: str, value: float, least: float = math.ulp(0.0)) -> float:
-    if not least <= real_number(name, value) <= 1:
-        below = "<" if least else "<="
-        raise ValueError(f"`{name}` must satisfy 0 {below} {name} <= 1; got {value:g}. For 80 % pass 0.8.")
-    return float(value)
+def _fraction(name: str, value: float, low: str = "0 <") -> float:
+    return float(in_range(name, value, low, "<= 1", hint="For 80 % pass 0.8."))

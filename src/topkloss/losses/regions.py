@@ -9,12 +9,10 @@ probabilities p, and the pixels of class c in a sample being those whose target 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from topkloss.base.arguments import check_beside, check_integers, real_number
+from topkloss.base.arguments import check_beside, check_integers, in_range
 from topkloss.base.tensors import computing_dtype
 from topkloss.losses.pointwise import check_logits, legal_classes
 
@@ -231,6 +229,4 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def _at_least_0(name: str, value: float) -> float:
-    if not 0 <= real_number(name, value) < math.inf:
-        raise ValueError(f"`{name}` must satisfy 0 <= {name} < inf; got {value}. For none pass {name}=0.")
-    return value
+    return in_range(name, value, "0 <=", "< inf", hint=f"For none pass {name}=0.")
