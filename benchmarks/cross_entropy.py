@@ -10,9 +10,6 @@ Rows go into `results.csv`. Left out: PaddleSeg, whose framework cannot share an
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.ledger import LEDGER, Row, line, rows_of, take_turns, write
-from benchmarks.measure import KEEPING_PAGES, mode
+from benchmarks.measure import KEEPING_PAGES, mode, ran_under
 from benchmarks.problem import SMALL, Problem, judge, peak, problem_of, seconds
 from benchmarks.providers import (
     BASELINE,
@@ -110,15 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep-pages", action="store_true", help="in a process whose allocator keeps its pages")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
     asked = parser.parse_args(arguments)
-    if asked.keep_pages and "pages kept" not in mode():
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.cross_entropy",
-            *(sys.argv[1:] if arguments is None else arguments),
-        ]
-        folder = Path(__file__).parent.parent
-        subprocess.run(command, check=True, cwd=folder, env={**os.environ, "GLIBC_TUNABLES": KEEPING_PAGES})
+    if asked.keep_pages and ran_under(KEEPING_PAGES, "benchmarks.cross_entropy", arguments):
         return
     problem = problem_of(parser, asked.shape, getattr(torch, asked.dtype))
     for fraction in asked.fractions:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import statistics
 import subprocess
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,41 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["KEEPING_PAGES", "Memory", "commit", "mode", "peak_of", "spread"]
+__all__ = ["FRESH_PAGES", "KEEPING_PAGES", "Memory", "commit", "mode", "peak_of", "ran_under", "spread"]
 
 # glibc then takes memory from one growing heap, and never gives it back.
 KEEPING_PAGES = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
 
 
+# glibc then asks the system anew for every piece as large as logits, and keeps the smaller ones: what it does by itself
+# until a larger piece was freed, sooner in one process than in the next.
+FRESH_PAGES = "glibc.malloc.mmap_threshold=4194304:glibc.malloc.trim_threshold=1073741824"
+
+ALLOCATORS = {KEEPING_PAGES: ", pages kept", FRESH_PAGES: ", fresh pages"}
+
+
 def mode() -> str:
     """What is timed, and under which allocator."""
-    keeping = "mmap_max=0" in os.environ.get("GLIBC_TUNABLES", "")
-    return "forward + backward" + (", pages kept" if keeping else "")
+    return "forward + backward" + ALLOCATORS.get(os.environ.get("GLIBC_TUNABLES", ""), "")
+
+
+def ran_under(allocator: str, module: str, arguments: Sequence[str] | None) -> bool:
+    """Runs a benchmark in a process of that allocator, unless this is one.
+
+    Args:
+        allocator: One of `ALLOCATORS`.
+        module: The benchmark's.
+        arguments: Its own; None = those of this process.
+
+    Returns:
+        Whether it did: then there is nothing left to do.
+    """
+    if os.environ.get("GLIBC_TUNABLES") == allocator:
+        return False
+    command = [sys.executable, "-m", module, *(sys.argv[1:] if arguments is None else arguments)]
+    folder = Path(__file__).parent.parent
+    subprocess.run(command, check=True, cwd=folder, env={**os.environ, "GLIBC_TUNABLES": allocator})
+    return True
 
 
 def spread(values: list[float]) -> list[float]:

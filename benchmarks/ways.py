@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.ledger import LEDGER, Row, line, rows_of, take_turns, write
-from benchmarks.measure import mode
+from benchmarks.measure import FRESH_PAGES, KEEPING_PAGES, mode, ran_under
 from benchmarks.problem import IGNORED, SMALL, Loss, Problem, Weights, judge, peak, problem_of, ranked, seconds
 from benchmarks.providers import BASELINE, plain
 from topkloss import (
@@ -157,7 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", type=int, nargs="+", default=[2, 19, 384, 384], help="N C, or N C d1 ...")
     parser.add_argument("--turns", type=int, default=31)
     parser.add_argument("--ledger", type=Path, default=LEDGER)
+    parser.add_argument("--keep-pages", action="store_true", help="in a process whose allocator keeps its pages")
     asked = parser.parse_args(arguments)
+    if ran_under(KEEPING_PAGES if asked.keep_pages else FRESH_PAGES, "benchmarks.ways", arguments):
+        return
     rows = measure(problem_of(parser, asked.shape, torch.float32), asked.turns)
     print("\n".join(line(row) for row in rows))
     write(rows, asked.ledger)
