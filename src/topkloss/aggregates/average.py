@@ -161,7 +161,8 @@ def average_top_k(
 
     Cost: on the CPU that of `topk_threshold` and one read of the losses; the backward pass reads them again and
         writes one gradient. No weights are kept, so what is given must stay as it is until then (torch says so where
-        it does not). Elsewhere that of `topk_weights`, and two reads. With groups, one sort, however many they are.
+        it does not). Elsewhere that of `topk_weights`, and two reads. With groups, a few reads more where they are few
+        or long on the CPU, else one sort, however many they are.
     Reference: Fan, Lyu, Ying, Hu. Learning with Average Top-k Loss. NeurIPS 2017, equations 1 and 2.
     """
     check_k(k, fraction)

@@ -148,9 +148,9 @@ def seen_from(ranking: TensorRanking, losses: Tensor, threshold: Tensor, fractio
         return shift + _excess(ranking, losses, threshold, fraction, smoothing)
     # the threshold is the criterion's own: nobody averages its gradient over the processes
     fixed = threshold.detach()
-    slope = ranking.ranks.sum(weights_from(ranking, losses.detach(), fixed, fraction, smoothing).sum())
+    selected = ranking.ranks.sum(weights_from(ranking, losses.detach(), fixed, fraction, smoothing).sum())
     excess = ranking.ranks.total(_excess(ranking, losses, fixed, fraction, smoothing))
-    return shift + excess - slope * (threshold - fixed)
+    return shift + excess - selected * (threshold - fixed)
 
 
 def _excess(ranking: TensorRanking, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float) -> Tensor:
@@ -164,16 +164,20 @@ def _excess(ranking: TensorRanking, losses: Tensor, threshold: Tensor, fraction:
 def weights_from(
     ranking: TensorRanking, losses: Tensor, threshold: Tensor, fraction: float, smoothing: float
 ) -> Tensor:
-    """The gradient of that in the losses; what its gradient in the threshold is the negative sum of."""
+    r"""The gradient of the excess in the losses: what each would weigh; in the threshold it is minus their sum.
+
+    With :math:`x = \ell - \lambda` and the corner rounded over :math:`\delta`, the derivative of the positive part is
+    :math:`\tfrac12 (1 + x / \sqrt{x^2 + \delta^2})`; for x < 0 in the form that does not cancel.
+    """
     x = losses.to(ranking.dtype) - threshold.to(ranking.dtype)
-    slope = (x > 0).to(x.dtype)
+    derivative = (x > 0).to(x.dtype)
     if smoothing > 0:
         near = torch.where(x.abs() < WIDE * smoothing, x, 0)
         root = (near.square() + smoothing**2).sqrt()
         rounded = torch.where(near > 0, 1 + near / root, smoothing**2 / (root * (root - near.clamp(max=0)))) / 2
-        slope = torch.where(x.abs() < WIDE * smoothing, rounded, slope)
+        derivative = torch.where(x.abs() < WIDE * smoothing, rounded, derivative)
     even = ranking.even().dense()
-    return torch.where(even == 0, 0, even * slope / fraction)
+    return torch.where(even == 0, 0, even * derivative / fraction)
 
 
 def _positive_part(x: Tensor, smoothing: float) -> Tensor:

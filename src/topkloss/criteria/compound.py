@@ -208,6 +208,6 @@ def sum_of(parts: Sequence[tuple[float, Tensor]]) -> Tensor:
 def _at_scale(values: Tensor, outputs: Tensor) -> Tensor:
     """The values at the pixels of the outputs, each from the nearest; exact for any integer type."""
     for dim, size in enumerate(outputs.shape[2:], start=1):
-        places = torch.arange(size, device=values.device)
-        values = values.index_select(dim, (2 * places + 1) * values.shape[dim] // (2 * size))
+        positions = torch.arange(size, device=values.device)
+        values = values.index_select(dim, (2 * positions + 1) * values.shape[dim] // (2 * size))
     return values

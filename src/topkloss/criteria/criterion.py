@@ -217,7 +217,7 @@ class Criterion(OfElements):
         groups: Tensor | None = None,
         scale: float = 1.0,
     ) -> Selection:
-        """The same with all that a monitor reads; ``select(...).value`` is the loss, to call ``backward()`` on.
+        """What the criterion selects of this batch; ``select(...).value`` is the loss, to call ``backward()`` on.
 
         Args:
             outputs, targets, mask, sample_weight, scores, groups: See `forward`.
@@ -227,7 +227,7 @@ class Criterion(OfElements):
         return self._selection(partial(self.elements, outputs, targets, **given), groups)
 
     def select_elements(self, elements: Elements, *, groups: Tensor | None = None) -> Selection:
-        """The same of what `elements` returned, whose parts may have been computed one after the other."""
+        """What the criterion selects of `elements`, whose parts may have been computed one after the other."""
         return self._selection(lambda: elements, groups)
 
     def _selection(self, elements: Callable[[], Elements], groups: Tensor | None) -> Selection:

@@ -13,7 +13,7 @@ from topkloss.base.arguments import NanPolicy, check_k, check_smoothing, real_nu
 from topkloss.base.processes import ProcessGroup, ranks_of
 from topkloss.criteria.criterion import Level, OfElements
 from topkloss.losses.elements import Elements, IndividualLoss
-from topkloss.ranking.selection import Selection
+from topkloss.ranking.selection import Selection, versions_now
 from topkloss.ranking.tensor_ranking import TensorRanking, TensorWeights
 
 __all__ = ["DualAverageTopKLoss"]
@@ -73,7 +73,7 @@ class DualAverageTopKLoss(OfElements):
         sample_weight: Tensor | None = None,
         scale: float = 1.0,
     ) -> Selection:
-        """The same with all that a monitor reads; see `Criterion.select`.
+        """What lies above the threshold in this batch; see `Criterion.select`.
 
         Returns:
             A `Selection`: `threshold` is the learned one, and `weights` are the gradient of `value` in the losses,
@@ -97,7 +97,7 @@ class DualAverageTopKLoss(OfElements):
             omitted=ranking.omitted,
             _weights=TensorWeights(weights, threshold),
             _rankings=ranking,
-            _versions=None,  # its weights are written
+            _versions=versions_now(ranking),
         )
 
     def _rank_by_torch(self, elements: Callable[[], Elements], method: str) -> tuple[Elements, TensorRanking]:

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     sample_weight: Tensor | None
 
     def of(self, rows: slice | Tensor) -> Batch:
-        """The same of some examples."""
+        """The batch of some of its examples."""
 
         def some(one: Any) -> Any:
             return one[rows] if isinstance(one, Tensor) else one
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
 
 def batch_of(inputs: Inputs, targets: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> Batch:
-    """The same, with as many examples in every tensor."""
+    """What a step was called with, which has as many examples in every tensor."""
     if not isinstance(targets, Tensor) or targets.dim() == 0:
         came = "a scalar" if isinstance(targets, Tensor) else type(targets).__name__
         raise TypeError(
@@ -50,6 +50,6 @@ def batch_of(inputs: Inputs, targets: Tensor, mask: Tensor | None, sample_weight
 
 
 def pieces(examples: int, most: int) -> list[slice]:
-    """As few stretches as hold so many examples, of nearly the same length; at least one."""
+    """The fewest slices of at most so many examples, of nearly the same length; at least one."""
     number = max(1, -(-examples // most))
     return [slice(examples * i // number, examples * (i + 1) // number) for i in range(number)]

@@ -165,8 +165,8 @@ def _crossing(losses: Tensor, mass: Tensor, constant: float) -> float:
 def _shares(labels: Tensor, weights: Tensor) -> dict[int, float]:
     if len(labels) == 0:
         return {}
-    names, places = torch.unique(labels, return_inverse=True)
-    sums = weights.new_zeros(len(names)).index_add(0, places, weights)
+    names, positions = torch.unique(labels, return_inverse=True)
+    sums = weights.new_zeros(len(names)).index_add(0, positions, weights)
     return dict(zip(names.tolist(), (sums / sums.sum()).tolist(), strict=True))
 
 

@@ -24,7 +24,7 @@ class MiningStatistics:
         average: Mean over all counted elements of the loss: what an unmined model would minimise.
         threshold: Mean over these batches of the loss from which an element was kept.
         kept: Share of the counted mass that was kept, in [0, 1].
-        kept_of_class: The same for each class: 1 where all of its elements were kept.
+        kept_of_class: Share of each class that was kept: 1 where all of its elements were kept.
         gradient_of_class: Share of each class in the weights, so in the gradient; they sum to 1.
         omitted: How many elements were left out as NaN.
     """

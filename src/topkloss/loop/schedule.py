@@ -80,7 +80,7 @@ class LinearFraction(FractionSchedule):
 
 
 class CosineFraction(LinearFraction):
-    """The same along half a cosine: slow at both ends. Arguments as in `LinearFraction`.
+    """From `start` to `end` along half a cosine: slow at both ends. Arguments as in `LinearFraction`.
 
     Example:
         >>> schedule = CosineFraction(AverageTopKLoss(nn.L1Loss(reduction="none"), fraction=1), end=0.5, steps=4)

@@ -244,8 +244,8 @@ class SelectiveStep:
             losses = [one.losses for one in _leaves(elements)]
             own = [one for one in self.criterion.parameters() if one.requires_grad]  # a learned threshold
             weights = torch.autograd.grad(loss, losses, retain_graph=True)
-            slopes = torch.autograd.grad(loss, own, allow_unused=True) if own else ()
-            pull = sum((one * slope).sum() for one, slope in zip(own, slopes, strict=True) if slope is not None)
+            gradients = torch.autograd.grad(loss, own, allow_unused=True) if own else ()
+            pull = sum((one * grad).sum() for one, grad in zip(own, gradients, strict=True) if grad is not None)
         rows = torch.arange(len(batch.targets), device=batch.targets.device)
         if not full:
             rows = rows[torch.stack([(one != 0).unsqueeze(-1).flatten(1).any(1) for one in weights]).any(0)]
@@ -367,6 +367,6 @@ def _check(model: nn.Module, criterion: nn.Module) -> None:
         )
 
 
-def _check_count(name: str, number: int, least: int, way_out: str) -> None:
+def _check_count(name: str, number: int, least: int, hint: str) -> None:
     if not is_whole(number) or number < least:
-        raise ValueError(f"`{name}` must be a whole number >= {least}; got {number!r}. {way_out}")
+        raise ValueError(f"`{name}` must be a whole number >= {least}; got {number!r}. {hint}")

@@ -35,7 +35,7 @@ def cross_entropy(
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    r"""Cross-entropy of each element and the score to rank it by: the same without smoothing and class weights.
+    r"""Cross-entropy of each element, and the score to rank it by: its loss without smoothing and class weights.
 
     .. math:: \ell = -(1 - \epsilon) \log p_y - \frac{\epsilon}{C} \sum_c \frac{w_c}{w_y} \log p_c, \qquad
         \mathrm{score} = -\log p_y, \qquad p = \mathrm{softmax}(\mathrm{outputs})

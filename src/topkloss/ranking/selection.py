@@ -235,8 +235,13 @@ def selection_of(rankings: Rankings, losses: Tensor, weights: Weights) -> Select
         omitted=omitted,
         _weights=weights,
         _rankings=rankings,
-        _versions=None if torch.compiler.is_compiling() else versions_of(*rankings.inputs()),
+        _versions=versions_now(rankings),
     )
+
+
+def versions_now(rankings: Rankings) -> Versions | None:
+    """By which a selection knows that what it reads late is unchanged; None in a compiled graph, which has its own."""
+    return None if torch.compiler.is_compiling() else versions_of(*rankings.inputs())
 
 
 # Rules

@@ -87,10 +87,13 @@ def _around(score: Tensor, scores: Tensor, mass: Tensor | None) -> KthLargest:
 
 
 def _by_pivots(scores: Tensor, mass: Tensor | None, need: float) -> KthLargest:
+    """Of what may still be the answer, a smaller part each time, until it is small or no longer shrinks by half."""
     above, before = 0.0, math.inf
     while SMALL < scores.numel() <= before / 2:
         before = scores.numel()
+        # 1. two pivots from a sample
         low, high = _bracket(scores, mass, need)
+        # 2. the answer lies above the upper one, or is it; between the two, or is the lower one; or lies below
         reached = _mass_where(torch.ge, scores, high, mass)
         if reached >= need:
             inside = _mass_where(torch.gt, scores, high, mass)
@@ -108,7 +111,9 @@ def _by_pivots(scores: Tensor, mass: Tensor | None, need: float) -> KthLargest:
                     return _kth(low, above + inside, tied)
                 part = scores < low
             above, need = above + reached, need - reached
+        # 3. only that part is looked at further
         scores, mass = scores[part], None if mass is None else mass[part]
+    # 4. of what is left by kthvalue, or with masses by one sort
     if scores.numel() == 0:  # nothing, or rounding left less mass than is needed
         return _kth(scores.new_tensor(-torch.inf), above, 0)
     if mass is None:
@@ -135,12 +140,12 @@ def _bracket(scores: Tensor, mass: Tensor | None, need: float) -> tuple[Tensor, 
     step = round(n * 0.6180339887498949)
     while math.gcd(step, n) > 1:
         step += 1
-    places = torch.arange(size, device=scores.device) * step % n
-    sample, order = scores[places].sort(descending=True)
+    positions = torch.arange(size, device=scores.device) * step % n
+    sample, order = scores[positions].sort(descending=True)
     if mass is None:
         rank = need / n * size
     else:
-        reached = mass[places][order].cumsum(0)
+        reached = mass[positions][order].cumsum(0)
         total = float(mass.sum())
         rank = float(torch.searchsorted(reached, reached[-1] * (need / total if total > 0 else 1.0)))
     margin = 1.5 * math.sqrt(size)
