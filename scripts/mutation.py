@@ -1,6 +1,7 @@
 """Mutation testing of the maths: changes one operator at a time and asks whether a test notices.
 
-    python -m scripts.mutation
+    python -m scripts.mutation                       # all of ranking and aggregates: hours
+    python -m scripts.mutation ranking/groups.py     # some of them
 
 cosmic-ray makes the changes. Each is tried in a process of its own, on a copy of the package, forked from one that has
 torch and the test tools loaded already. Every change that no test notices must be explained in
@@ -14,6 +15,7 @@ import ast
 import csv
 import difflib
 import importlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -66,13 +68,16 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded
     for name in ("hypothesis", "scipy.optimize", "torch._dynamo.testing"):
         importlib.import_module(name)
-    mutants = [mutant for module in MODULES for mutant in _mutants(module)]
+    modules = sys.argv[1:] or MODULES
+    mutants = [mutant for module in modules for mutant in _mutants(module)]
     number = len(mutants)
     for round_ in ROUNDS:
         mutants = _unnoticed(mutants, round_)
     unnoticed = {(mutant.before, mutant.after) for mutant in mutants}
     with EXPLAINED.open(newline="") as file:
         explained = {(row["before"], row["after"]) for row in csv.DictReader(file)}
+    if sys.argv[1:]:  # of the other modules nothing is known
+        explained &= unnoticed
     for title, changes in (("no explanation", unnoticed - explained), ("noticed now", explained - unnoticed)):
         for before, after in sorted(changes):
             print(f"{title}:\n  - {before}\n  + {after}")
@@ -131,9 +136,8 @@ def _start(mutant: Mutant, round_: str, folder: Path) -> int:
     process = os.fork()
     if process:
         return process
-    shutil.copytree(PACKAGE, folder / "topkloss", ignore=shutil.ignore_patterns("__pycache__"))
+    _copy_package(folder)
     (folder / "topkloss" / mutant.module).write_text(mutant.source)
-    sys.path.insert(0, str(folder))
     os.environ["TOPKLOSS_HYPOTHESIS"] = round_
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
     os.chdir(ROOT)
@@ -143,6 +147,19 @@ def _start(mutant: Mutant, round_: str, folder: Path) -> int:
     code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-k", LEFT_OUT, *ROUNDS[round_]])
     assert str(sys.modules["topkloss"].__file__).startswith(str(folder))
     os._exit(code)
+
+
+def _copy_package(folder: Path) -> None:
+    """Puts a copy of the package, its native kernels too, before every other: an editable installation has a finder."""
+    library = importlib.util.find_spec("topkloss.kernels._native")
+    shutil.copytree(PACKAGE, folder / "topkloss", ignore=shutil.ignore_patterns("__pycache__"))
+    if library is not None and library.origin is not None:
+        shutil.copy(library.origin, folder / "topkloss" / "kernels")
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable")]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "topkloss"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(folder))
 
 
 if __name__ == "__main__":
