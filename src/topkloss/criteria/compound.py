@@ -190,13 +190,12 @@ def _check_criterion(name: str, criterion: object) -> None:
         )
 
 
-def parts_of(criterion: nn.Module) -> list[OfElements]:
+def parts_of(criterion: OfElements | CompoundLoss | DeepSupervisionLoss) -> list[OfElements]:
     """The criteria that are computed: itself, or those of a sum whose weight is above 0."""
     if isinstance(criterion, CompoundLoss):
         return [part for one in criterion._computed() if one is not None for part in parts_of(one)]
     if isinstance(criterion, DeepSupervisionLoss):
         return parts_of(criterion.criterion)
-    assert isinstance(criterion, OfElements)
     return [criterion]
 
 

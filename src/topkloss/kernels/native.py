@@ -267,7 +267,8 @@ def gradient(
 
 
 def _functions() -> ctypes.CDLL:
-    assert LIBRARY is not None
+    if LIBRARY is None:
+        raise RuntimeError("the native kernels were not built; ask `is_available` first.")
     return LIBRARY.functions
 
 

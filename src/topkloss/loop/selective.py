@@ -329,7 +329,7 @@ def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
                     buffers[name] = one
 
 
-def _asked(criterion: nn.Module) -> float:
+def _asked(criterion: Selecting) -> float:
     """The largest share that is asked, 0 where none is; a rounded corner gives every element some weight."""
     parts = parts_of(criterion)
     return max(1.0 if getattr(one, "smoothing", 0.0) else getattr(one, "fraction", None) or 0.0 for one in parts)

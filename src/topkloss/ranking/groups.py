@@ -99,8 +99,9 @@ def native_groups(whole: NativeRanking, index: Tensor | None) -> NativeGroups | 
 
 def _slices(line: native.Line, number: int) -> list[native.Line]:
     """So many runs of the same length."""
-    scores, mass, counts = (None if one is None else one.view(number, -1) for one in line.tensors)
-    assert scores is not None
+    scores, *beside = line.tensors
+    scores = scores.view(number, -1)
+    mass, counts = (None if one is None else one.view(number, -1) for one in beside)
     return [
         native.Line(scores[i], None if mass is None else mass[i], None if counts is None else counts[i])
         for i in range(number)
