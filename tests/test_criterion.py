@@ -314,3 +314,40 @@ def test_a_network_learns_under_it() -> None:
         criterion(model(x), y).backward()
         optimizer.step()
     assert (model(x).argmax(dim=1) == y).float().mean() > 0.95
+
+
+# A cross-entropy of torch
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_cross_entropy_of_torch_brings_what_it_was_made_of(smoothing: float, weighted: bool) -> None:
+    """At fraction 1 it is torch's own mean: what it ignores is not counted, and a class weight is a mass."""
+    outputs, targets = torch.randn(2, 5, 300, dtype=torch.float64), torch.randint(5, (2, 300))
+    targets[:, ::3] = 255
+    made: dict[str, Any] = {"ignore_index": 255, "label_smoothing": smoothing}
+    made |= {"weight": torch.linspace(0.5, 2, 5, dtype=torch.float64)} if weighted else {}
+    criterion = AverageTopKLoss(nn.CrossEntropyLoss(**made, reduction="none"), fraction=1)
+    torch.testing.assert_close(criterion(outputs, targets), nn.CrossEntropyLoss(**made)(outputs, targets))
+    assert ("loss.weight" in criterion.state_dict()) == weighted
+    hardest = AverageTopKLoss(nn.CrossEntropyLoss(**made, reduction="none"), fraction=0.3)
+    ours = AverageTopKCrossEntropyLoss(**made, fraction=0.3)
+    torch.testing.assert_close(hardest(outputs, targets), ours(outputs, targets), rtol=0, atol=0)
+
+
+def test_a_cross_entropy_of_torch_still_takes_probabilities() -> None:
+    outputs, targets = torch.randn(8, 3), torch.rand(8, 3).softmax(1)
+    criterion = AverageTopKLoss(nn.CrossEntropyLoss(reduction="none"), k=2)
+    expected = nn.functional.cross_entropy(outputs, targets, reduction="none").topk(2)[0].mean()
+    torch.testing.assert_close(criterion(outputs, targets), expected)
+
+
+def test_only_an_unreduced_cross_entropy_of_torch_is_taken_for_one() -> None:
+    class Own(nn.CrossEntropyLoss):
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return super().forward(outputs, targets) + 1
+
+    own = Own(reduction="none")
+    assert AverageTopKLoss(own, k=2).loss is own
+    with pytest.raises(ValueError, match="already reduced"):
+        AverageTopKLoss(nn.CrossEntropyLoss(), k=2)(torch.randn(8, 3), torch.zeros(8, dtype=torch.long))

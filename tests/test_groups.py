@@ -19,7 +19,11 @@ from topkloss import (
     kth_largest,
     topk_select,
 )
-from topkloss.ranking.groups import SortedGroups
+from topkloss.kernels import native
+from topkloss.ranking import groups as groups_module
+from topkloss.ranking.groups import NativeGroups, SortedGroups
+from topkloss.ranking.rank import rank
+from topkloss.ranking.selection import above, everything, kth, largest, top_k
 from topkloss.ranking.tensor_ranking import tensor_ranking
 
 
@@ -178,3 +182,45 @@ def test_class_weights_weigh_the_pixels_within_a_sample() -> None:
     ours = AverageTopKCrossEntropyLoss(fraction=1, weight=weight, level="sample")(outputs, targets)
     each = [torch.nn.functional.cross_entropy(outputs[i : i + 1], targets[i : i + 1], weight=weight) for i in range(2)]
     torch.testing.assert_close(ours, torch.stack(each).mean())
+
+
+@pytest.mark.skipif(not native.is_available(), reason="the native kernels were not built for this processor")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("by", ["sample", "class"])
+@pytest.mark.parametrize("nan_policy", ["propagate", "omit"])
+def test_long_groups_by_the_kernels_are_those_by_one_sort(
+    by: str, weighted: bool, nan_policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On as many elements as the kernels take by themselves: ignored ones, an empty group, ties, and a NaN left out."""
+    generator = torch.Generator().manual_seed(0)
+    losses = (torch.randn(3, 2, 40, 50, generator=generator) * 4).round() / 4
+    mask = torch.rand(losses.shape, generator=generator) < 0.7
+    mask[1] = by == "class"
+    targets = torch.randint(-1, 2, losses.shape, generator=generator).masked_fill(~mask, 255)
+    targets = torch.where(targets == 0, -1, targets)  # one number between two has no element
+    mass = torch.randint(0, 3, losses.shape, generator=generator).float() if weighted else None
+    losses = losses.masked_fill(
+        torch.rand(losses.shape, generator=generator) < 0.01, math.nan if nan_policy == "omit" else 9
+    )
+    given: dict[str, Any] = {"mask": mask, "sample_weight": mass, "nan_policy": nan_policy}
+    given |= {"by_sample": True} if by == "sample" else {"groups": targets}
+    rules = {
+        "top": top_k(None, 0.3),
+        "range": top_k(None, 0.3, 7.0),
+        "kth": kth(50.5, None),
+        "above": above(0.5, 20.0, None),
+        "everything": everything,
+        "largest": largest,
+    }
+    for name, rule in rules.items():
+        answers = []
+        for long in (groups_module.LONG, 2**40):
+            monkeypatch.setattr(groups_module, "LONG", long)
+            leaf = losses.clone().requires_grad_()
+            rankings = rank(leaf, **given)
+            assert isinstance(rankings, NativeGroups if long < 2**40 else SortedGroups)
+            weights = rankings.by(rule)
+            value = rankings.dot(weights, leaf)
+            answers.append([value, *torch.autograd.grad(value, leaf), weights.dense(), weights.lowest])
+            monkeypatch.undo()
+        torch.testing.assert_close(*answers, msg=name)

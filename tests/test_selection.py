@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
@@ -27,7 +29,8 @@ from topkloss import (
     topk_threshold,
     topk_weights,
 )
-from topkloss.ranking import threshold
+from topkloss.kernels import native
+from topkloss.ranking import rank, threshold
 from topkloss.ranking.threshold import SLACK, _by_bisection, _by_pivots, _by_sorting
 
 # The threshold at every size: three ways and torch.sort
@@ -421,3 +424,41 @@ def test_zero_size_is_nothing_counted(shape: tuple[int, ...]) -> None:
     assert losses.grad is not None
     assert losses.grad.shape == shape
     assert topk_weights(losses, k=3).shape == shape
+
+
+# What is read late
+
+
+@pytest.mark.parametrize("by_kernels", [True, False])
+@pytest.mark.parametrize("changed", ["losses", "mask", "sample_weight"])
+def test_what_was_selected_from_must_stay_until_it_is_read(
+    changed: str, by_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not by_kernels:
+        monkeypatch.setattr(rank, "native", mock.Mock(is_available=lambda: False))
+    elif not native.is_available():
+        pytest.skip("the native kernels were not built for this processor")
+    given: dict[str, Any] = {"losses": torch.rand(8), "mask": torch.rand(8) < 0.7}
+    given |= {"sample_weight": torch.rand(8).double()} if changed != "mask" else {}
+    read, unread = topk_select(**given, k=0.3), topk_select(**given, k=0.3)
+    before = read.weights, read.kept, read.mass
+    given[changed].copy_(given[changed].flip(0))
+    if by_kernels or changed == "mask":  # torch's operations ranked a copy of the others
+        with pytest.raises(RuntimeError, match="what was selected from must stay as it is until the selection is read"):
+            print(unread.weights, unread.mass)
+    else:
+        assert torch.equal(unread.weights, before[0])
+    assert all(one is other for one, other in zip((read.weights, read.kept, read.mass), before, strict=True))
+
+
+@pytest.mark.parametrize("groups", [None, torch.arange(4096) % 2])
+def test_a_selection_can_be_copied_and_sent(groups: Tensor | None) -> None:
+    selection = topk_select(torch.rand(4096), k=3, groups=groups)
+    for copied in (copy.deepcopy(selection), pickle.loads(pickle.dumps(selection))):
+        assert torch.equal(copied.weights, selection.weights)
+        assert torch.equal(copied.mass, selection.mass)
+
+
+def test_the_number_of_omitted_is_a_tensor() -> None:
+    selection = topk_select(torch.tensor([1.0, math.nan, math.nan]), k=1, nan_policy="omit")
+    assert torch.equal(selection.omitted, torch.tensor(2))

@@ -86,6 +86,11 @@ class Selection:
             self._written[name] = write()
         return self._written[name]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has it all written: its tensors begin to count their versions anew."""
+        written = {"weights": self.weights, "kept": self.kept, "mass": self.mass}
+        return {**self.__dict__, "_written": written, "_versions": None}
+
     def detached(self) -> Selection:
         """The same, whose value carries no gradient."""
         return replace(self, value=self.value.detach())
