@@ -342,6 +342,16 @@ def test_a_cross_entropy_of_torch_still_takes_probabilities() -> None:
     torch.testing.assert_close(criterion(outputs, targets), expected)
 
 
+def test_a_cross_entropy_of_torch_is_read_when_it_is_called() -> None:
+    loss = nn.CrossEntropyLoss(reduction="none")
+    criterion = AverageTopKLoss(loss, fraction=1)
+    loss.ignore_index, loss.weight = 0, torch.tensor([1.0, 2.0, 3.0])
+    outputs, targets = torch.randn(2, 3, 50), torch.randint(3, (2, 50))
+    expected = nn.functional.cross_entropy(outputs, targets, ignore_index=0, weight=loss.weight)
+    torch.testing.assert_close(criterion(outputs, targets), expected)
+    assert criterion.loss is loss
+
+
 def test_only_an_unreduced_cross_entropy_of_torch_is_taken_for_one() -> None:
     class Own(nn.CrossEntropyLoss):
         def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import Memory
-from topkloss import AverageTopKCrossEntropyLoss, average_top_k, average_top_k_cross_entropy
+from topkloss import AverageTopKCrossEntropyLoss, average_top_k, average_top_k_cross_entropy, topk_select
 from topkloss.kernels import native, operators, portable
 from topkloss.losses.elements import class_mass
 from topkloss.ranking.threshold import kth_largest
@@ -524,6 +524,8 @@ def test_the_operators_keep_torchs_contract(backend: str) -> None:
     settings = (counts, None, 0.1, backend == "native")
     forward, backward = torch.ops.topkloss.cross_entropy, torch.ops.topkloss.cross_entropy_backward
     torch.library.opcheck(forward.default, (outputs.requires_grad_(), targets, *settings))
+    across = targets.t().contiguous().t()  # as no kernel lays out what it returns
+    torch.library.opcheck(forward.default, (outputs, across, counts.t().contiguous().t(), *settings[1:]))
     grad_output = torch.rand(2, 33).masked_fill(~counts, 0).requires_grad_()
     known = ("test_schema", "test_autograd_registration", "test_faketensor")  # a second derivative is not compiled
     torch.library.opcheck(backward.default, (grad_output, outputs, targets, *settings), test_utils=known)
@@ -714,6 +716,57 @@ def test_in_place_overwrites_nothing_that_will_be_differentiated_again() -> None
         seconds.append(torch.autograd.grad(first.square().sum(), leaf)[0])
         assert torch.equal(logits, 2 * leaf)
     assert torch.equal(*seconds)
+
+
+@built
+@pytest.mark.parametrize("parts", [1, 2])
+def test_in_place_overwrites_nothing_that_hooks_of_saved_tensors_hand_out(parts: int) -> None:
+    """Under checkpointing and offloading autograd counts no versions: a second use would read the gradient."""
+    inputs, targets = logits_and_targets((2, 5, 300), torch.float32)
+    gradients = []
+    for inplace in (True, False):
+        leaf = inputs.detach().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+            outputs = leaf * 2
+            losses = [
+                average_top_k_cross_entropy(outputs, targets, fraction=f, backend="native", inplace=inplace)
+                for f in (0.3, 0.9)[:parts]
+            ]
+        sum(losses[1:], losses[0]).backward()  # type: ignore[no-untyped-call]
+        assert outputs.numel() > 0
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_third_derivatives_are_those_of_torch(backend: Any) -> None:
+    outputs, targets = logits_and_targets((6, 3), torch.float64)
+    answers = []
+    for loss in (
+        lambda x: average_top_k_cross_entropy(x, targets, fraction=1, backend=backend),
+        lambda x: F.cross_entropy(x, targets),
+    ):
+        leaf = outputs.detach().requires_grad_()
+        (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaf, create_graph=True)
+        answers.append(torch.autograd.grad(second.square().sum(), leaf)[0])
+    torch.testing.assert_close(*answers)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_was_made_in_inference_mode_serves(backend: Any) -> None:
+    outputs, _ = logits_and_targets((30, 4), torch.float32)
+    with torch.inference_mode():
+        targets, mask, weight = torch.randint(4, (30,)), torch.rand(30) < 0.7, torch.rand(4)
+        scores = torch.rand(30)
+    leaf = outputs.requires_grad_()
+    given: dict[str, Any] = {"fraction": 0.5, "weight": weight, "label_smoothing": 0.1, "mask": mask}
+    average_top_k_cross_entropy(leaf, targets, **given, backend=backend).backward()  # type: ignore[no-untyped-call]
+    average_top_k(leaf.sum(1), k=3, scores=scores).backward()  # type: ignore[no-untyped-call]
+    selection = topk_select(torch.rand(10), k=3)
+    with torch.inference_mode():
+        kept = selection.kept
+    assert not kept.is_inference()
 
 
 # Which kernel serves

@@ -462,3 +462,34 @@ def test_a_selection_can_be_copied_and_sent(groups: Tensor | None) -> None:
 def test_the_number_of_omitted_is_a_tensor() -> None:
     selection = topk_select(torch.tensor([1.0, math.nan, math.nan]), k=1, nan_policy="omit")
     assert torch.equal(selection.omitted, torch.tensor(2))
+
+
+@pytest.mark.skipif(not native.is_available(), reason="the native kernels were not built for this processor")
+def test_groups_must_stay_until_the_selection_is_read() -> None:
+    losses, groups = torch.rand(4096), torch.arange(4096) % 2
+    selection = topk_select(losses, k=3, groups=groups)
+    groups.zero_()
+    with pytest.raises(RuntimeError, match="what was selected from must stay as it is"):
+        print(selection.weights)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3000])
+def test_the_threshold_of_groups_that_lose_everything_is_none(groups: int) -> None:
+    selection = topk_select(torch.rand(4096), k=1, drop=5000, groups=torch.arange(4096) % groups)
+    assert selection.threshold == -torch.inf
+    assert selection.value == 0
+
+
+def test_unsigned_numbers_of_many_groups() -> None:
+    losses = torch.rand(300)
+    numbers = (torch.arange(300) % 200).to(torch.uint32)
+    selection = topk_select(losses, k=1, groups=numbers)
+    torch.testing.assert_close(selection.value, topk_select(losses, k=1, groups=numbers.long()).value)
+
+
+def test_a_compiled_selection_holds_its_own_masses() -> None:
+    mask = torch.tensor([True, False, True])
+    compiled = torch.compile(lambda x, m: topk_select(x, k=1, mask=m), fullgraph=True, backend="eager")
+    selection = compiled(torch.rand(3), mask)
+    mask.zero_()
+    assert selection.mass.tolist() == [1, 0, 1]

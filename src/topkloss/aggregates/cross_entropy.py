@@ -43,7 +43,7 @@ def average_top_k_cross_entropy(
         mask: Bool, shaped like `targets`; True = counts. Combined with `ignore_index`.
         sample_weight: Mass of each element, shaped like `targets`; multiplied with its class weight.
         backend: "native", the compiled kernels for the CPU; "torch", the portable ones, in chunks; or "auto": the
-            native ones where they are there, and on other devices and with `sample_weight` neither.
+            first that serves, on other devices neither.
         inplace: Allows backward to overwrite the logits with their gradient, where the native kernels serve. They must
             be computed by the model, and are empty afterwards: a second use of them raises.
 

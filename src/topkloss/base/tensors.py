@@ -80,8 +80,8 @@ def check_unchanged(versions: Versions, *tensors: Tensor | None) -> None:
     """
     if versions_of(*tensors) != versions:
         raise RuntimeError(
-            "what was selected from must stay as it is until the selection is read; got losses, a mask or masses that "
-            "were changed in place. Read `weights`, `kept` and `mass` before, or change a copy."
+            "what was selected from must stay as it is until the selection is read; got losses, a mask, masses or "
+            "groups that were changed in place. Read `weights`, `kept` and `mass` before, or change a copy."
         )
 
 

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from topkloss.base.arguments import NanPolicy, check_loss, check_nan_policy, check_tensors, check_word
 from topkloss.base.processes import ProcessGroup, Ranks, check_process_group, ranks_of
-from topkloss.losses.elements import ElementLoss, Elements, IndividualLoss, RegionLoss, element_loss
+from topkloss.losses.elements import (
+    ElementLoss,
+    Elements,
+    IndividualLoss,
+    RegionLoss,
+    cross_entropy_elements,
+    is_cross_entropy_of_torch,
+)
 from topkloss.ranking.groups import sample_numbers
 from topkloss.ranking.rank import rank
 from topkloss.ranking.ranking import Rankings, Rule
@@ -56,7 +63,7 @@ class OfElements(nn.Module):
         check_word("level", level, "element", "sample", hint='To rank single losses pass "element".')
         check_nan_policy(nan_policy)
         check_process_group(process_group)
-        self.loss = element_loss(loss)
+        self.loss = loss
         self.level = level
         self.nan_policy: NanPolicy = nan_policy
         self.process_group = process_group
@@ -99,6 +106,16 @@ class OfElements(nn.Module):
         if isinstance(self.loss, ElementLoss):
             elements: Elements = self.loss(outputs, targets, mask=mask, sample_weight=mass)
             return elements
+        if is_cross_entropy_of_torch(self.loss) and not targets.is_floating_point():  # what it was made of is read now
+            return cross_entropy_elements(
+                outputs,
+                targets,
+                weight=self.loss.weight,
+                ignore_index=self.loss.ignore_index,
+                label_smoothing=self.loss.label_smoothing,
+                mask=mask,
+                sample_weight=mass,
+            )
         if self.loss is None:
             raise NotImplementedError(f"{type(self).__name__} has no `loss`, and must define `_elements`.")
         return Elements(self.loss(outputs, targets), mask, mass, classes=targets)

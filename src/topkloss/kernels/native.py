@@ -272,10 +272,6 @@ def _functions() -> ctypes.CDLL:
     return LIBRARY.functions
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _packed(intervals: Sequence[Interval]) -> bytes:
     """``topkloss_interval``, one after the other."""
     return b"".join([INTERVAL.pack(*interval) for interval in intervals])

@@ -12,6 +12,7 @@ its own operations.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Literal
 
 import torch
@@ -102,8 +103,11 @@ class _CrossEntropy(torch.autograd.Function):
         losses, scores = _kernels(use_native).cross_entropy(
             outputs, targets, counts=counts, class_weight=class_weight, smoothing=smoothing
         )
-        ctx.save_for_backward(outputs, targets, counts, class_weight)
-        ctx.settings = settings
+        kept: tuple[Tensor | None, ...] = (targets, counts, class_weight)
+        if any(one is not None and one.is_inference() for one in kept):  # which autograd does not keep
+            kept = tuple(None if one is None else one.clone() for one in kept)
+        ctx.save_for_backward(outputs, *kept)
+        ctx.settings, ctx.own = settings, weakref.ref(outputs)
         if not smoothing:
             return losses, None
         ctx.mark_non_differentiable(scores)
@@ -113,9 +117,13 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         outputs, targets, counts, class_weight = ctx.saved_tensors  # raises where they were overwritten already
         smoothing, use_native, inplace = ctx.settings
-        if torch.is_grad_enabled() or not memory_is_readable(grad_output):
+        if torch.is_grad_enabled():
+            return _composed_gradient(grad_output, outputs, targets, counts, class_weight, smoothing), *(None,) * 4
+        if not memory_is_readable(grad_output):
             gradient = _backward(grad_output, outputs, targets, counts, class_weight, smoothing, use_native)
-            return gradient, None, None, None, None
+            return gradient, *(None,) * 4
+        # what hooks of saved tensors return is another tensor, whose second use nothing would notice
+        inplace = inplace and outputs is ctx.own()
         logits = laid_out(outputs)
         gradient = _kernels(use_native).gradient(
             grad_output,
@@ -129,7 +137,22 @@ class _CrossEntropy(torch.autograd.Function):
         if inplace:
             torch.autograd.graph.increment_version(outputs)
             outputs.data = outputs.new_empty(0)
-        return gradient, None, None, None, None
+        return gradient, *(None,) * 4
+
+
+def _composed_gradient(
+    grad_output: Tensor,
+    outputs: Tensor,
+    targets: Tensor,
+    counts: Tensor | None,
+    class_weight: Tensor | None,
+    smoothing: float,
+) -> Tensor:
+    """The gradient in the logits by torch's own operations, to be differentiated itself, any number of times."""
+    losses, _ = portable.composed(outputs, targets, counts=counts, class_weight=class_weight, smoothing=smoothing)
+    (gradient,) = torch.autograd.grad(losses, outputs, grad_output, create_graph=True)
+    unselected = (grad_output == 0).unsqueeze(1)
+    return torch.where(unselected & ~gradient.isfinite(), 0, gradient)
 
 
 def _kernels(use_native: bool) -> Any:
@@ -192,7 +215,7 @@ def _(
     smoothing: float,
     use_native: bool,
 ) -> tuple[Tensor, Tensor]:
-    losses = torch.empty_like(targets, dtype=computing_dtype(outputs))
+    losses = torch.empty_like(targets, dtype=computing_dtype(outputs), memory_format=torch.contiguous_format)
     return losses, torch.empty_like(losses) if smoothing else losses.new_empty(0)
 
 
@@ -228,6 +251,8 @@ def _keep_again(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_again(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
     """Second derivatives, by plain torch; in the outputs exactly 0 where grad_output is."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("an operator has two derivatives; for a third call the loss outside of torch.compile.")
     grad_output, outputs, targets, counts, class_weight = ctx.saved_tensors
     with torch.enable_grad():
         factors, x = (tensor.detach().requires_grad_() for tensor in (grad_output, outputs))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from topkloss.base.arguments import (
@@ -171,34 +170,6 @@ class CrossEntropy(ElementLoss):
         return f"{weight}ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}"
 
 
-class TorchCrossEntropy(CrossEntropy):
-    """An ``nn.CrossEntropyLoss(reduction="none")``, with what it was made of, computed as `CrossEntropy` does.
-
-    Its class weights are masses, its ignored elements are not counted, and its smoothing does not rank. Targets that
-    are probabilities are left to torch.
-
-    Args:
-        loss: The loss; its class weights are a buffer here too, so a checkpoint names them alike.
-
-    Example:
-        >>> loss = TorchCrossEntropy(nn.CrossEntropyLoss(reduction="none"))
-        >>> loss(torch.zeros(2, 2), torch.tensor([1, -100])).mask
-        tensor([ True, False])
-    """
-
-    def __init__(self, loss: nn.CrossEntropyLoss) -> None:
-        super().__init__(weight=loss.weight, ignore_index=loss.ignore_index, label_smoothing=loss.label_smoothing)
-
-    def forward(
-        self, outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, sample_weight: Tensor | None = None
-    ) -> Elements:
-        """See `CrossEntropy.forward`."""
-        if isinstance(targets, Tensor) and targets.is_floating_point():
-            given: dict[str, Any] = {"weight": self.weight, "label_smoothing": self.label_smoothing}
-            return Elements(F.cross_entropy(outputs, targets, **given, reduction="none"), mask, sample_weight)
-        return super().forward(outputs, targets, mask=mask, sample_weight=sample_weight)
-
-
 class RegionLoss(ElementLoss):
     """A loss of whole regions, one number per (sample, class) or per sample; classes absent from a sample do not count.
 
@@ -291,11 +262,9 @@ def check_backend(backend: str) -> None:
         )
 
 
-def element_loss(loss: IndividualLoss | None) -> IndividualLoss | None:
-    """The loss as a criterion calls it: an unreduced cross-entropy of torch by the kernels, any other as it is."""
-    if type(loss) is nn.CrossEntropyLoss and loss.reduction == "none":
-        return TorchCrossEntropy(loss)
-    return loss
+def is_cross_entropy_of_torch(loss: object) -> TypeGuard[nn.CrossEntropyLoss]:
+    """Whether the kernels can compute it: torch's own class, not reduced."""
+    return type(loss) is nn.CrossEntropyLoss and loss.reduction == "none"
 
 
 def scaled(count: float | None, scale: float) -> float | None:

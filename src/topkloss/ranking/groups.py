@@ -67,7 +67,7 @@ class NativeGroups(Rankings):
 
     def inputs(self) -> tuple[Tensor | None, ...]:
         """See `Rankings`."""
-        return self.whole.inputs()
+        return *self.whole.inputs(), self.groups.index
 
     def each_mass(self) -> Tensor:
         """See `Rankings`."""
@@ -164,7 +164,7 @@ class SortedGroups(GroupedRanking):
 
     def __init__(self, of: TensorRanking, groups: Tensor) -> None:
         each = of.each_mass().reshape(-1)
-        scores, groups = of.scores.reshape(-1), groups.reshape(-1)
+        scores, groups = of.scores.reshape(-1), groups.reshape(-1).long()
         # 1. the elements by group, and within a group from the largest score to the smallest
         order = scores.argsort(descending=True, stable=True)
         order = order[groups[order].argsort(stable=True)]

@@ -34,7 +34,7 @@ class NativeWeights(Weights):
         return torch.scalar_tensor(self._lowest(), dtype=self.line.tensors[0].dtype, device="cpu")
 
     def _lowest(self) -> float:
-        if len(self.intervals) == 1:
+        if self.groups is native.ONE_GROUP:
             return self.intervals[0].end
         ends = [interval.end for interval in self.intervals if interval.scale != 0 or math.isnan(interval.end)]
         return math.nan if any(map(math.isnan, ends)) else min(ends, default=-math.inf)
@@ -59,8 +59,8 @@ class _NativeSum(torch.autograd.Function):
         line, dtype = weights.line, weights.dtype
         if ctx.needs_input_grad[0]:
             kept: tuple[Tensor | None, ...] = (*line.tensors, weights.groups.index)
-            if any(each is not None and each.is_inference() for each in kept[1:]):
-                kept = tuple(each if each is None else each.clone() for each in kept)  # autograd keeps no such tensor
+            if any(each is not None and each.is_inference() for each in kept):  # which autograd does not keep
+                kept = tuple(each if each is None else each.clone() for each in kept)
             ctx.save_for_backward(*kept)
             ctx.weights, ctx.dtype = weights, losses.dtype
         value = native.weighted_sum(line, weights.intervals, dense(losses, dtype), weights.groups)

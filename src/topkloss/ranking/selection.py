@@ -83,7 +83,8 @@ class Selection:
         if name not in self._written:
             if self._versions is not None:
                 check_unchanged(self._versions, *self._rankings.inputs())
-            self._written[name] = write()
+            with torch.inference_mode(False), torch.no_grad():  # it may be read in one mode and used in another
+                self._written[name] = write()
         return self._written[name]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -241,11 +242,12 @@ def selection_of(rankings: Rankings, losses: Tensor, weights: Weights) -> Select
         _weights=weights,
         _rankings=rankings,
         _versions=versions_now(rankings),
+        _written={"mass": rankings.each_mass()} if torch.compiler.is_compiling() else {},
     )
 
 
 def versions_now(rankings: Rankings) -> Versions | None:
-    """By which a selection knows that what it reads late is unchanged; None in a compiled graph, which has its own."""
+    """By which a selection knows that what it reads late is unchanged; None in a compiled graph, which writes all."""
     return None if torch.compiler.is_compiling() else versions_of(*rankings.inputs())
 
 
