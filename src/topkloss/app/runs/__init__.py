@@ -1,0 +1,1 @@
+"""The folder of a run, the same for every task."""
