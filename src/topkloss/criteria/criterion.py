@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
@@ -22,8 +22,10 @@ from topkloss.ranking.groups import sample_numbers
 from topkloss.ranking.rank import rank
 from topkloss.ranking.ranking import Rankings, Rule
 from topkloss.ranking.selection import Selection, selection_of
-from topkloss.ranking.shared import SharedRanking
 from topkloss.ranking.tensor_ranking import TensorRanking, tensor_ranking
+
+if TYPE_CHECKING:
+    from topkloss.ranking.shared import SharedRanking
 
 Level = Literal["element", "sample"]
 Within = Literal["batch", "sample", "class"]
@@ -141,6 +143,7 @@ class OfElements(nn.Module):
             ranks: The processes.
             method: What was called, for the error.
         """
+        from topkloss.ranking.shared import SharedRanking  # only here: most programs are one process
 
         def alone() -> tuple[Elements, Tensor | None, TensorRanking]:
             elements, groups = work()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
 import math
 import warnings
 from collections.abc import Sequence

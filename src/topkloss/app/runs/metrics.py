@@ -15,7 +15,17 @@ from pathlib import Path
 from topkloss.app.errors import InputError
 from topkloss.app.runs.files import replacing
 
-__all__ = ["Bin", "ClassMetrics", "Evaluation", "Metric", "Numbers", "check_out_folder", "in_file", "sampling_margin", "write_evaluation"]
+__all__ = [
+    "Bin",
+    "ClassMetrics",
+    "Evaluation",
+    "Metric",
+    "Numbers",
+    "check_out_folder",
+    "in_file",
+    "sampling_margin",
+    "write_evaluation",
+]
 
 
 @dataclass(frozen=True)
