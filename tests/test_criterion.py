@@ -335,6 +335,11 @@ def test_a_cross_entropy_of_torch_brings_what_it_was_made_of(smoothing: float, w
     torch.testing.assert_close(hardest(outputs, targets), ours(outputs, targets), rtol=0, atol=0)
 
 
+def test_targets_that_are_no_tensor_are_named_to_a_cross_entropy_of_torch_too() -> None:
+    with pytest.raises(TypeError, match="`targets` must be a tensor of class indices; got list"):
+        AverageTopKLoss(nn.CrossEntropyLoss(reduction="none"), k=1)(torch.zeros(2, 3), [0, 1])
+
+
 def test_a_cross_entropy_of_torch_still_takes_probabilities() -> None:
     outputs, targets = torch.randn(8, 3), torch.rand(8, 3).softmax(1)
     criterion = AverageTopKLoss(nn.CrossEntropyLoss(reduction="none"), k=2)
