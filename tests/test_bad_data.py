@@ -430,7 +430,7 @@ PICTURES = [
     Case(
         "mode",
         image(lambda path: Image.new("I;16", (4, 4)).save(path)),
-        "t.csv, line 3: an image must have 8 bits per channel; got {folder}/2-1.png of mode I;16",
+        "t.csv, line 3: an image must have 8 bits per channel; got {folder}/2-1.png with 16 bits",
     ),
     Case(
         "mode",

@@ -78,8 +78,9 @@ def test_every_problem_is_listed(table: Path, tmp_path: Path, capsys: pytest.Cap
         f"pictures.csv, line 4: an image must lie inside {folder}; got ../out.png. Pass its folder as `--images`.",
         f"pictures.csv, line 7: cannot read the image {folder}/2-5.png: image file is truncated. Replace it or remove "
         "the line.",
-        f"pictures.csv, line 13: an image must have 8 bits per channel; got {folder}/10-1.png of mode I;16, which "
-        "would lose its contrast. Convert it to 8 bits.",
+        f"pictures.csv, line 13: an image must have 8 bits per channel; got {folder}/10-1.png with 16 bits per "
+        "channel, whose contrast would be lost. Convert it to 8 bits, or pass --pixel-range with the numbers that are "
+        "black and white.",
         f"pictures.csv, line 14: cannot read the image {folder}/10-2.png: no known image format. Replace it or remove "
         "the line.",
         f"pictures.csv, line 31: an image must have one label; got {folder}/copy.png as 'blank', and the same pixels "
@@ -150,7 +151,7 @@ def test_digits_are_free_of_problems(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_worker_that_is_killed_is_a_sentence(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("topkloss.app.data.decoding.decode", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("topkloss.app.data.decoding._decoded", lambda *asked: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(
         InputError, match=r"^`--workers` must be as many .*; got 1, and one was killed\. Pass --workers 0"
     ):
@@ -167,7 +168,9 @@ def test_a_name_with_control_characters_is_shown_on_one_line() -> None:
 
 def outcome(path: Path) -> str:
     try:
-        return decode(path).mode
+        image = decode(path)
+        assert isinstance(image, Image.Image)
+        return image.mode
     except BadImage as error:
         bad = error
     assert bad.what.isprintable()

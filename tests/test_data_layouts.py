@@ -346,7 +346,8 @@ def test_an_image_outside_is_never_skipped(table: Path) -> None:
 
 def test_the_limit_is_reached_and_not_exceeded(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_PIXELS == 50_000_000
-    monkeypatch.setattr("topkloss.app.data.decoding.MOST_PIXELS", 16 * 16)
+    for module in ("bad", "decoding"):
+        monkeypatch.setattr(f"topkloss.app.data.{module}.MOST_PIXELS", 16 * 16)
     assert len(read_table(table).examples) == 30
     Image.new("L", (16, 17)).save(tmp_path / "2-5.png")
     with pytest.raises(InputError, match="line 7: an image must have 0 million pixels or fewer"):

@@ -18,11 +18,13 @@ from topkloss.app.data.decoding import (
     suffixes,
 )
 from topkloss.app.data.examples import Example, ImageTable, classes_of, number
+from topkloss.app.data.finding import Finder
 from topkloss.app.data.folders import list_folder
 from topkloss.app.data.layout import DataOptions, check_options
 from topkloss.app.data.listing import Listing, Row, list_table
+from topkloss.app.data.passed import passed_over
 from topkloss.app.data.splits import check_parts, split
-from topkloss.app.errors import InputError, Refuse, stop
+from topkloss.app.errors import InputError, Refuse, shown, stop
 
 __all__ = [
     "DataOptions",
@@ -32,6 +34,7 @@ __all__ = [
     "data_path",
     "find",
     "list_data",
+    "notes_on",
     "preparation",
     "read_table",
     "split",
@@ -78,32 +81,32 @@ def read_table(
     Raises:
         InputError: One sentence with the file and the line.
     """
-    listing = list_data(data, options, stop)
+    listing, shades = list_data(data, options, stop), options.shades
     if classes is None:
         check_parts(listing, stop)
     else:
         _check_known(listing, classes)
         listing = replace(listing, order=tuple(classes))
-    names = classes_of(listing)
+    names, finder = classes_of(listing), Finder(listing.root, suffixes())
     if not skip_bad:
-        found = list(find(listing, stop, stop))
+        found = list(find(listing, finder, stop, stop))
         for row, path in found:
             try:
-                read_header(path)
+                read_header(path, shades)
             except BadImage as bad:
                 raise InputError(bad_sentence(listing, row.line, bad)) from bad
-        return ImageTable(listing, names, number(listing, found))
+        return ImageTable(listing, names, number(listing, found), (), shades, notes_on(listing, finder))
     skipped: list[str] = []
-    found = list(find(listing, stop, skipped.append))
+    found = list(find(listing, finder, stop, skipped.append))
     good = []
-    for (row, path), decoded in zip(found, decode_all([path for _, path in found], workers), strict=True):
+    for (row, path), decoded in zip(found, decode_all([path for _, path in found], workers, shades), strict=True):
         if decoded.bad is None:
             good.append((row, path))
         else:
             skipped.append(bad_sentence(listing, row.line, decoded.bad))
     if classes is None:
         check_parts(replace(listing, rows=tuple(row for row, _ in good)), stop)
-    return ImageTable(listing, names, number(listing, good), tuple(skipped))
+    return ImageTable(listing, names, number(listing, good), tuple(skipped), shades, notes_on(listing, finder))
 
 
 def _check_known(listing: Listing, classes: Sequence[str]) -> None:
@@ -133,18 +136,31 @@ def list_data(data: Path, options: DataOptions, refuse: Refuse) -> Listing:
     return list_folder(data, suffixes(), refuse) if os.path.isdir(data) else list_table(data, options, refuse)
 
 
-def find(listing: Listing, refuse: Refuse, bad: Refuse) -> Iterator[tuple[Row, Path]]:
+def find(listing: Listing, finder: Finder, refuse: Refuse, bad: Refuse) -> Iterator[tuple[Row, Path]]:
     """The rows whose image is there, with its path.
 
     Args:
         listing: The data set.
+        finder: Of its images.
         refuse: Called with one sentence for each image outside its folder.
         bad: Called with one sentence for each image that is not there.
     """
     for row in listing.rows:
         try:
-            yield row, locate(listing, row.image)
+            yield row, locate(listing, row.image, finder if listing.unit else None)
         except BadImage as error:
             bad(bad_sentence(listing, row.line, error))
         except InputError as error:
             refuse(f"{listing.place(row.line)}: {error}")
+
+
+def notes_on(listing: Listing, finder: Finder) -> tuple[str, ...]:
+    """A line for each thing that was passed over, or taken otherwise than it was written, once all was found."""
+    alike: dict[str, list[str]] = {}
+    for name in classes_of(listing):
+        alike.setdefault(name.casefold(), []).append(name)
+    cases = [
+        f"classes that differ in letter case only: {shown(', '.join(names))}" for names in alike.values() if names[1:]
+    ]
+    over = passed_over(listing.passed)
+    return (*([over] if over else []), *finder.notes(), *cases)

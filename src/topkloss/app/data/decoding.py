@@ -16,8 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from topkloss.app.data import heif
+from topkloss.app.data.bad import MOST_PIXELS, BadImage, too_large, unreadable
+from topkloss.app.data.depth import Depth, depth_of
 from topkloss.app.data.examples import ImageTable
+from topkloss.app.data.finding import Finder
 from topkloss.app.data.listing import Listing
+from topkloss.app.data.ranged import Range, check_range, ranged
 from topkloss.app.errors import InputError, shown
 from topkloss.app.progress import counted
 
@@ -35,27 +40,8 @@ __all__ = [
     "suffixes",
 ]
 
-# An image that would decode to more pixels than this is refused from its header.
-MOST_PIXELS = 50_000_000
-
 # What Pillow decodes itself, in no other program; JPEG with several frames is MPO.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-
-
-class BadImage(Exception):
-    """An image that cannot be used.
-
-    Attributes:
-        what: The middle of a sentence.
-        reason: The same in a few words, without the name of the file.
-        hint: The end of the sentence; None for leaving the image out.
-    """
-
-    def __init__(self, what: str, reason: str, hint: str | None = None) -> None:
-        super().__init__(what, reason, hint)  # so it can be pickled
-        self.what = what
-        self.reason = reason
-        self.hint = hint
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", *heif.register())
 
 
 @dataclass(frozen=True)
@@ -64,10 +50,12 @@ class Decoded:
 
     Attributes:
         digest: SHA-256 of its size and pixels, upright and RGB: the same for copies in other files and formats.
+        beyond: The share of its numbers that the range cuts off.
         bad: Why there is none.
     """
 
     digest: str = ""
+    beyond: float = 0.0
     bad: BadImage | None = None
 
 
@@ -76,22 +64,23 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
 
 
-def locate(listing: Listing, name: str) -> Path:
+def locate(listing: Listing, name: str, finder: Finder | None = None) -> Path:
     """The path of an image.
 
     Args:
         listing: Its root must hold the image.
         name: Its path from there.
+        finder: Of files whose names are written otherwise; None for none.
 
     Raises:
         InputError: If it lies outside: the sentence without its beginning.
         BadImage: If there is no such file.
     """
     try:
-        path = (listing.root / name).resolve()
+        path = (listing.root / name if finder is None else finder.find(name)).resolve()
         exists = path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
-        raise _unreadable(Path(name), error) from error
+        raise unreadable(Path(name), error) from error
     if not path.is_relative_to(listing.root):
         hint = "Pass its folder as `--images`." if listing.unit else "Copy it there."
         raise InputError(f"an image must lie inside {shown(listing.root)}; got {shown(name)}. {hint}")
@@ -106,37 +95,43 @@ def bad_sentence(listing: Listing, line: int, bad: BadImage) -> str:
     return f"{listing.place(line)}: {bad.what} {bad.hint or f'Replace it or {listing.removal}.'}"
 
 
-def read_header(path: Path) -> None:
-    """Reads the size and the mode of an image.
+def read_header(path: Path, pixel_range: Range | None = None) -> None:
+    """Reads the size and the depth of an image.
 
     Raises:
         BadImage: If they are such that it cannot be used.
     """
-    with _opened(path):
+    with _opened(path, pixel_range):
         pass
 
 
-def decode(path: Path) -> Image.Image:
-    """A whole image, turned upright, RGB.
+def decode(path: Path, pixel_range: Range | None = None) -> Image.Image | Tensor:
+    """A whole image, turned upright: RGB, or under a range a float32 tensor (3, height, width) in [0, 1].
+
+    Args:
+        path: Of the image.
+        pixel_range: The numbers that become 0 and 1; None for 8 bits as they are.
 
     Raises:
         BadImage: If it cannot be used.
     """
-    with _opened(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    return _decoded(path, pixel_range)[0]
 
 
-def decode_all(paths: Sequence[Path], workers: int) -> Iterator[Decoded]:
+def decode_all(paths: Sequence[Path], workers: int, pixel_range: Range | None = None) -> Iterator[Decoded]:
     """Decodes every image, in order, in worker processes; shows how far it is.
 
     Args:
         paths: Of the images.
         workers: The number of processes; 0 for this one.
+        pixel_range: See `decode`.
 
     Raises:
         InputError: If a process is killed.
     """
-    loader: DataLoader[Decoded] = DataLoader(_Decoding(paths), batch_size=16, num_workers=workers, collate_fn=list)
+    loader: DataLoader[Decoded] = DataLoader(
+        _Decoding(paths, pixel_range), batch_size=16, num_workers=workers, collate_fn=list
+    )
     try:
         yield from counted((one for batch in loader for one in batch), len(paths), "decoded")
     except RuntimeError as error:
@@ -166,14 +161,14 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         example = self.table.examples[self.indices[place]]
         try:
-            upright = decode(example.path)
+            upright = decode(example.path, self.table.pixel_range)
         except BadImage as bad:
             raise InputError(bad_sentence(self.table.listing, example.line, bad)) from bad
         return self.prepare(upright), example.label
 
 
 def preparation(size: int, mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
-    """From a PIL image to a float32 tensor (3, size, size), normalised."""
+    """From what `decode` returns to a float32 tensor (3, size, size), normalised."""
     return v2.Compose(
         [
             v2.ToImage(),
@@ -185,23 +180,34 @@ def preparation(size: int, mean: Sequence[float], std: Sequence[float]) -> v2.Tr
 
 
 class _Decoding(Dataset[Decoded]):
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], pixel_range: Range | None) -> None:
         self.paths = paths
+        self.pixel_range = pixel_range
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, place: int) -> Decoded:
         try:
-            image = decode(self.paths[place])
+            image, beyond = _decoded(self.paths[place], self.pixel_range)
         except BadImage as bad:
             return Decoded(bad=bad)
+        if isinstance(image, Tensor):
+            return Decoded(hashlib.sha256(b"%d,%d," % image.shape[1:] + image.numpy().tobytes()).hexdigest(), beyond)
         return Decoded(hashlib.sha256(b"%d,%d," % image.size + image.tobytes()).hexdigest())
 
 
+def _decoded(path: Path, pixel_range: Range | None) -> tuple[Image.Image | Tensor, float]:
+    """The image, and the share of its numbers that the range cuts off."""
+    with _opened(path, pixel_range) as (image, depth):
+        if pixel_range is None:
+            return ImageOps.exif_transpose(image).convert("RGB"), 0.0
+        return ranged(path, image, depth, pixel_range)
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image whose header is within the limits; what fails inside is a `BadImage` too."""
+def _opened(path: Path, pixel_range: Range | None) -> Iterator[tuple[Image.Image, Depth]]:
+    """An image whose header is within the limits, and its depth; what fails inside is a `BadImage` too."""
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         reason = "not a file" if os.path.exists(path) else "no such file"
         raise BadImage(f"cannot read the image {shown(path)}: {reason}.", reason)
@@ -209,39 +215,30 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")  # odd metadata; the size is judged below
         try:
             with Image.open(path, formats=FORMATS) as image:
-                _check_header(path, *image.size, image.mode)
-                yield image
+                yield image, _check_header(path, image, pixel_range)
         except Image.DecompressionBombError as error:
-            raise _too_large(path) from error
+            raise too_large(path) from error
         except BadImage:
             raise
+        except UnidentifiedImageError as error:
+            if heif.is_heif(path):
+                words = "HEIC, which needs another package"
+                raise BadImage(f"cannot read the image {shown(path)}: {words}.", words, f"{heif.INSTALL}.") from error
+            raise unreadable(path, error) from error
         except Exception as error:  # Pillow's decoders raise what they meet: IndexError, struct.error, ...
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
 
 
-def _check_header(path: Path, width: int, height: int, mode: str) -> None:
-    if width * height > MOST_PIXELS:
-        raise _too_large(path)
-    if mode.startswith(("I", "F")):
+def _check_header(path: Path, image: Image.Image, pixel_range: Range | None) -> Depth:
+    if image.width * image.height > MOST_PIXELS:
+        raise too_large(path)
+    depth = depth_of(path, image)
+    if pixel_range is not None:
+        check_range(path, image, depth, pixel_range)
+    elif not depth.is_plain:
         raise BadImage(
-            f"an image must have 8 bits per channel; got {shown(path)} of mode {mode}, which would lose its contrast.",
-            f"mode {mode}: more than 8 bits per channel",
-            "Convert it to 8 bits.",
+            f"an image must have 8 bits per channel; got {shown(path)} with {depth}, whose contrast would be lost.",
+            f"{depth}, and no range of numbers",
+            "Convert it to 8 bits, or pass --pixel-range with the numbers that are black and white.",
         )
-
-
-def _too_large(path: Path) -> BadImage:
-    most = MOST_PIXELS // 1_000_000
-    return BadImage(
-        f"an image must have {most} million pixels or fewer; got more in {shown(path)}.",
-        f"more than {most} million pixels",
-        "Scale it down.",
-    )
-
-
-def _unreadable(path: Path, error: Exception) -> BadImage:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if isinstance(error, UnidentifiedImageError):
-        reason = "no known image format"
-    reason = shown(" ".join(reason.split()))
-    return BadImage(f"cannot read the image {shown(path)}: {reason}.", reason)
+    return depth

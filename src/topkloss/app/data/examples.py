@@ -42,12 +42,16 @@ class ImageTable:
         classes: Names of the classes: in the order of the label columns, otherwise numbers by value, then words.
         examples: In the order of the listing.
         skipped: A sentence for each image that was left out.
+        pixel_range: The numbers of the files that are black and white; None for 8 bits as they are.
+        notes: A line for each thing that was taken otherwise than it was written, or passed over.
     """
 
     listing: Listing
     classes: tuple[str, ...]
     examples: tuple[Example, ...]
     skipped: tuple[str, ...] = ()
+    pixel_range: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
+from collections import Counter
 from pathlib import Path
 
 from topkloss.app.data.listing import PARTS, Listing, Row
+from topkloss.app.data.passed import counted_kinds, is_hidden, kind_of
 from topkloss.app.errors import InputError, Refuse, shown
 
 __all__ = ["list_folder"]
@@ -27,12 +30,13 @@ def list_folder(folder: Path, suffixes: frozenset[str], refuse: Refuse) -> Listi
     try:
         parts = {name: PARTS.get(name.lower()) for name in _folders(folder)}
         rows: list[Row] = []
+        passed: Counter[str] = Counter()
         if parts and all(parts.values()):
-            _strays(folder, suffixes, refuse)
+            _strays(folder, suffixes, refuse, passed)
             for name, part in parts.items():
-                rows += _classes(folder, folder / name, part, suffixes, refuse)
+                rows += _classes(folder, folder / name, part, suffixes, refuse, passed)
         else:
-            rows += _classes(folder, folder, None, suffixes, refuse)
+            rows += _classes(folder, folder, None, suffixes, refuse, passed)
         digest = hashlib.sha256()
         for image in sorted(row.image for row in rows):
             digest.update(os.fsencode(image) + b"\0%d\0" % (folder / image).lstat().st_size)
@@ -41,53 +45,62 @@ def list_folder(folder: Path, suffixes: frozenset[str], refuse: Refuse) -> Listi
             f"{shown(folder)} must be a folder that can be read; got {error.strerror} at {shown(error.filename)}. "
             "Allow it, or pass another."
         ) from error
-    return Listing(folder, digest.hexdigest(), "", folder.resolve(), tuple(rows))
+    return Listing(folder, digest.hexdigest(), "", folder.resolve(), tuple(rows), None, passed)
 
 
 def _folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
 
 
-def _classes(root: Path, folder: Path, part: str | None, suffixes: frozenset[str], refuse: Refuse) -> list[Row]:
+def _classes(
+    root: Path, folder: Path, part: str | None, suffixes: frozenset[str], refuse: Refuse, passed: Counter[str]
+) -> list[Row]:
     """The images of the classes whose folders are in a folder."""
     labels = _folders(folder)
     if not labels:
         raise InputError(
             f"{shown(folder)} must hold a folder for each class; got no folder. Pass a table, or sort the images."
         )
-    _strays(folder, suffixes, refuse)
+    _strays(folder, suffixes, refuse, passed)
     rows = []
     for label in labels:
         if not label.isprintable():
             refuse(f"{shown(folder)}: a class must have a printable name; got {label!r}. Rename the folder.")
             continue
-        images = _images(folder / label, suffixes)
+        others: Counter[str] = Counter()
+        images = _images(folder / label, suffixes, others)
+        passed.update(others)
         if not images:
+            got = f", but {counted_kinds(others)}" if others else ""
             refuse(
-                f"{shown(folder / label)}: a class must have images; got a folder without any. "
+                f"{shown(folder / label)}: a class must have images; got a folder without any{got}. "
                 "Add some or remove the folder."
             )
-        rows += [Row(0, os.path.relpath(image, root), label, None, part) for image in images]
+        name = unicodedata.normalize("NFC", label)  # a Mac's and a Linux's é are one
+        rows += [Row(0, os.path.relpath(image, root), name, None, part) for image in images]
     return rows
 
 
-def _images(folder: Path, suffixes: frozenset[str]) -> list[str]:
-    """Paths of the images below a folder, sorted."""
+def _images(folder: Path, suffixes: frozenset[str], passed: Counter[str]) -> list[str]:
+    """Paths of the images below a folder, sorted; what else there is, is counted."""
     found: list[str] = []
 
     def fail(error: OSError) -> None:
         raise error
 
     for above, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         found += [os.path.join(above, name) for name in files if _is_image(name, suffixes)]
+        passed.update(kind_of(name) for name in files if not _is_image(name, suffixes))
     return sorted(found)
 
 
-def _strays(folder: Path, suffixes: frozenset[str], refuse: Refuse) -> None:
+def _strays(folder: Path, suffixes: frozenset[str], refuse: Refuse, passed: Counter[str]) -> None:
     with os.scandir(folder) as entries:
-        strays = sorted(entry.name for entry in entries if entry.is_file() and _is_image(entry.name, suffixes))
+        files = sorted(entry.name for entry in entries if entry.is_file())
+    strays = [name for name in files if _is_image(name, suffixes)]
+    passed.update(kind_of(name) for name in files if not _is_image(name, suffixes))
     for name in strays:
         refuse(
             f"{shown(folder / name)}: an image must lie in the folder of its class; got it beside them. "
@@ -96,4 +109,4 @@ def _strays(folder: Path, suffixes: frozenset[str], refuse: Refuse) -> None:
 
 
 def _is_image(name: str, suffixes: frozenset[str]) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+    return not is_hidden(name) and os.path.splitext(name)[1].lower() in suffixes

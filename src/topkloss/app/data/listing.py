@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from topkloss.app.data.layout import DataOptions
@@ -57,6 +58,7 @@ class Listing:
         root: The folder that must hold every image, resolved.
         rows: In order.
         order: The classes as the user put them; None for the order of their names.
+        passed: How many files of a folder were passed over, by suffix.
     """
 
     source: Path
@@ -65,6 +67,7 @@ class Listing:
     root: Path
     rows: tuple[Row, ...]
     order: tuple[str, ...] | None = None
+    passed: Mapping[str, int] = field(default_factory=dict)
 
     def place(self, line: int) -> str:
         """The beginning of a sentence about a row."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from topkloss.app.data.dialect import delimiter_of, text_of, whole
 from topkloss.app.errors import InputError, Refuse, shown
 
 __all__ = ["Reader", "open_reader"]
@@ -20,11 +21,13 @@ class Reader(Protocol):
         unit: What a row is counted in, "line" or "row".
         head: Where the names of the columns stand, for a sentence.
         names: Of the columns.
+        delimiter: Between cells; empty where they are not text.
     """
 
     unit: str
     head: str
     names: list[str]
+    delimiter: str
 
     def read(self, columns: Sequence[str], refuse: Refuse) -> Iterator[tuple[int, list[str]]]:
         """The number of each row, and its cells in those columns; a row that is not one is refused and left out."""
@@ -35,53 +38,49 @@ def open_reader(table: Path, content: bytes) -> Reader:
     """Opens a table by its suffix.
 
     Args:
-        table: ``.parquet`` is Parquet, tabs separate the columns of a ``.tsv``, all else is CSV.
+        table: ``.parquet`` is Parquet, tabs separate the columns of a ``.tsv``, all else is CSV (see `delimiter_of`).
         content: Its bytes.
 
     Raises:
         InputError: One sentence, if it is no table.
     """
-    suffix = table.suffix.lower()
-    if suffix == ".parquet":
-        return _Parquet(table, content)
-    return _Text(table, content, "\t" if suffix == ".tsv" else ",")
+    return _Parquet(table, content) if table.suffix.lower() == ".parquet" else _Text(table, content)
 
 
 class _Text:
     unit = "line"
 
-    def __init__(self, table: Path, content: bytes, delimiter: str) -> None:
+    def __init__(self, table: Path, content: bytes) -> None:
         self.table = table
         self.head = f"{table}, line 1"
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            raise InputError(
-                f"{table}, line {line}: a table must be text in UTF-8; got the byte 0x{content[error.start]:02x}. "
-                "Save it as CSV in UTF-8."
-            ) from error
-        # strict: an unclosed quote would swallow the rest of the file
-        self.reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        self.names = [name.strip() for name in next(self._rows(), (0, []))[1]]
+        self.text = text_of(table, content)
+        self.first, self.delimiter = delimiter_of(self.text, is_tabbed=table.suffix.lower() == ".tsv")
+        self.names = [whole(name) for name in next(self._rows(), (0, []))[1]]
 
     def read(self, columns: Sequence[str], refuse: Refuse) -> Iterator[tuple[int, list[str]]]:
         places = [self.names.index(column) for column in columns]
-        for line, row in self._rows():
+        rows = self._rows()
+        next(rows, None)
+        for line, row in rows:
             if any(cell.strip() for cell in row[len(self.names) :]):
                 refuse(
                     f"{self.table}, line {line}: there must be as many cells as columns, {len(self.names)}; "
                     f"got {len(row)}. Put a cell that holds a separator in quotes."
                 )
             elif row:
-                yield line, [row[place].strip() if place < len(row) else "" for place in places]
+                yield line, [whole(row[place]) if place < len(row) else "" for place in places]
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Each row with the line on which it begins."""
+        file = io.StringIO(self.text, newline="")
+        for _ in range(self.first):
+            file.readline()
+        # strict: an unclosed quote would swallow the rest of the file
+        reader = csv.reader(file, delimiter=self.delimiter, strict=True)
         while True:
-            line = self.reader.line_num + 1
+            line = self.first + reader.line_num + 1
             try:
-                row = next(self.reader)
+                row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
@@ -95,6 +94,7 @@ class _Text:
 
 class _Parquet:
     unit = "row"
+    delimiter = ""
 
     def __init__(self, table: Path, content: bytes) -> None:
         from pyarrow import ArrowException, BufferReader, parquet
@@ -105,12 +105,14 @@ class _Parquet:
             self.file = parquet.ParquetFile(BufferReader(content))
         except (ArrowException, OSError) as error:
             raise self._broken(error) from error
-        self.names = list(self.file.schema_arrow.names)
+        self.columns = list(self.file.schema_arrow.names)
+        self.names = [whole(name) for name in self.columns]
 
     def read(self, columns: Sequence[str], refuse: Refuse) -> Iterator[tuple[int, list[str]]]:
         from pyarrow import ArrowException, types
 
-        kinds = {column: self.file.schema_arrow.field(column).type for column in columns}
+        there = [self.columns[self.names.index(column)] for column in columns]
+        kinds = {column: self.file.schema_arrow.field(column).type for column in there}
         for column, kind in kinds.items():
             if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
                 raise InputError(
@@ -119,11 +121,11 @@ class _Parquet:
                 )
         number = 0
         try:
-            for batch in self.file.iter_batches(columns=list(columns)):
-                values = [batch.column(column).to_pylist() for column in columns]
+            for batch in self.file.iter_batches(columns=there):
+                values = [batch.column(column).to_pylist() for column in there]
                 for cells in zip(*values, strict=True):
                     number += 1
-                    yield number, ["" if _missing(cell) else str(cell).strip() for cell in cells]
+                    yield number, ["" if _missing(cell) else whole(str(cell)) for cell in cells]
         except (ArrowException, OSError) as error:
             raise self._broken(error) from error
 

@@ -19,6 +19,7 @@ __all__ = [
     "label_column",
     "label_columns",
     "out",
+    "pixel_range",
     "seed",
     "split_column",
 ]
@@ -71,6 +72,12 @@ def group_by() -> Any:
 def held_out() -> Any:
     """The share that is measured on."""
     return option(HELD_OUT, float, "share that is held out where no row says which, in (0, 1)")
+
+
+def pixel_range() -> Any:
+    """What is black and what is white in files of more than 8 bits."""
+    text = "two numbers of the image files, black and white, as 0 65535: needed beyond 8 bits per channel"
+    return option(None, float, text, many=True)
 
 
 def class_weights(unit: str) -> Any:

@@ -53,6 +53,7 @@ class TrainConfig:
     split_column: str | None = shared.split_column()
     group_by: str | None = shared.group_by()
     held_out: float = shared.held_out()
+    pixel_range: Sequence[float] | None = shared.pixel_range()
     on_bad_image: Literal["fail", "skip"] = option(
         "fail", str, "what cannot be decoded: fail, or leave it out and count it", ("fail", "skip")
     )
@@ -144,7 +145,7 @@ class TrainConfig:
     out: str | None = shared.out()
 
     def __post_init__(self) -> None:
-        for name in ("label_columns", "mean", "std"):
+        for name in ("label_columns", "mean", "std", "pixel_range"):
             if (several := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(several))
 

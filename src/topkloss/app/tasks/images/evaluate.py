@@ -34,8 +34,8 @@ def evaluate(
         run: From `topkloss.app.tasks.images.run.load_run`.
         csv: A table or a folder, laid out as that of the run, the labels among the run's classes. Default: the images
             that the run held out, which follow from its data and its seed.
-        images: The folder that image paths start from; default: of another table its own folder, otherwise where they
-            were.
+        images: The folder that image paths start from; default: the one that the run was given, otherwise that of the
+            table.
         batch_size: Images that pass through the model together.
         workers: Processes that load images beside this one.
 
@@ -74,6 +74,8 @@ def evaluate(
 
 
 def _whole(run: Run, csv: str | Path, images: str | Path | None) -> tuple[ImageTable, list[int]]:
+    if images is None and not Path(csv).is_dir():
+        images = run.config.images
     asked = replace(run.config, csv=str(csv), images=None if images is None else str(images))
     table = table_of(asked, classes=run.classes)
     return table, list(range(len(table.examples)))

@@ -48,8 +48,8 @@ class Exported:
 def export(run: Run, out: str | Path) -> Exported:
     """Writes the model: from prepared images (N, 3, size, size), any N, to logits (N, C).
 
-    Names of the classes, image size, mean and std go with it: in ONNX as metadata, each as JSON; in torch.export as the
-    extra file ``metadata.json``.
+    Names of the classes, image size, mean, std and, where there is one, the range of pixels go with it: in ONNX as
+    metadata, each as JSON; in torch.export as the extra file ``metadata.json``.
 
     Args:
         run: From `topkloss.app.tasks.images.run.load_run`.
@@ -71,6 +71,8 @@ def export(run: Run, out: str | Path) -> Exported:
         "std": list(run.std),
         "topkloss": topkloss.__version__,
     }
+    if run.config.pixel_range is not None:
+        metadata["pixel_range"] = list(run.config.pixel_range)
     with written(out) as partial, torch.no_grad():
         try:
             write(model, torch.zeros(2, 3, size, size), metadata, partial)

@@ -352,11 +352,11 @@ def _check_same(folder: Path, header: RunHeader, now: RunHeader) -> None:
 
 def _summary(run: Prepared) -> str:
     """What was left out, how much there is, how uneven the classes are."""
-    table, lines = run.table, []
+    table, lines = run.table, list(run.table.notes)
     if table.skipped:
         listed = len(table.skipped) + len(table.examples)
         first = "" if len(table.skipped) <= FEW else f"; the first {FEW}"
-        lines = [f"left out {len(table.skipped)} of {listed} images{first}:", *table.skipped[:FEW]]
+        lines += [f"left out {len(table.skipped)} of {listed} images{first}:", *table.skipped[:FEW]]
     counts = Counter(table.examples[index].label for index in run.train)
     uneven = imbalance({name: counts[label] for label, name in enumerate(table.classes)})
     return "\n".join([*lines, f"{len(run.train)} images to train on, {len(run.held_out)} held out; {uneven}"])

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from topkloss.app.data.decoding import BadImage, decode, suffixes
 from topkloss.app.errors import InputError
@@ -44,7 +43,7 @@ def outputs(run: Run, paths: Sequence[Path], *, batch_size: int = 64, workers: i
 
 
 def _outputs(run: Run, paths: Sequence[Path], batch_size: int, workers: int) -> Iterator[Item]:
-    images = _Images(paths, run.prepare)
+    images = _Images(paths, run)
     loader: DataLoader[Item] = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=_together)
     for batch, reasons in _batches(loader, workers):
         with torch.inference_mode():
@@ -58,16 +57,16 @@ def _outputs(run: Run, paths: Sequence[Path], batch_size: int, workers: int) -> 
 
 
 class _Images(Dataset[Item]):
-    def __init__(self, paths: Sequence[Path], prepare: v2.Transform) -> None:
+    def __init__(self, paths: Sequence[Path], run: Run) -> None:
         self.paths = paths
-        self.prepare = prepare
+        self.prepare, self.pixel_range = run.prepare, run.config.data_options.shades
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, place: int) -> Item:
         try:
-            return self.prepare(decode(self.paths[place])), ""
+            return self.prepare(decode(self.paths[place], self.pixel_range)), ""
         except BadImage as bad:
             return None, bad.reason
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from topkloss.app.data.passed import counted_kinds, is_hidden, kind_of
 from topkloss.app.errors import InputError
 from topkloss.app.runs.files import check_out, written
 from topkloss.app.tasks.images.inference import SUFFIXES, Item, outputs
@@ -33,7 +35,14 @@ class Prediction:
     error: str = ""
 
 
-def predict(run: Run, paths: Iterable[str | Path], *, batch_size: int = 64, workers: int = 0) -> Iterator[Prediction]:
+def predict(
+    run: Run,
+    paths: Iterable[str | Path],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    passed: Counter[str] | None = None,
+) -> Iterator[Prediction]:
     """Predictions as they come, in the order of `find_images`; a bad image is a prediction with an `error`.
 
     Args:
@@ -41,17 +50,24 @@ def predict(run: Run, paths: Iterable[str | Path], *, batch_size: int = 64, work
         paths: Of images, and of folders of images.
         batch_size: Images that pass through the model together.
         workers: Processes that load images beside this one.
+        passed: See `find_images`.
 
     Raises:
         InputError: If no image is found, an option is out of range or a process that loads images ends.
     """
-    found = find_images(paths)
+    found = find_images(paths, passed)
     readable = [path for path, refused in found.items() if not refused]
     return _predictions(run, found, outputs(run, readable, batch_size=batch_size, workers=workers))
 
 
 def write_predictions(
-    run: Run, paths: Iterable[str | Path], out: str | Path, *, batch_size: int = 64, workers: int = 0
+    run: Run,
+    paths: Iterable[str | Path],
+    out: str | Path,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    passed: Counter[str] | None = None,
 ) -> tuple[int, int]:
     """Writes a CSV: image, class and its probability, error, and a column `p_...` for each class.
 
@@ -61,6 +77,7 @@ def write_predictions(
         out: Ends in ``.csv``. It appears, or is replaced, when all is done.
         batch_size: See `predict`.
         workers: See `predict`.
+        passed: See `find_images`.
 
     Returns:
         The number of lines, and of those with an error.
@@ -70,7 +87,7 @@ def write_predictions(
     """
     out = Path(out)
     check_out(out, (".csv",))
-    predictions = predict(run, paths, batch_size=batch_size, workers=workers)
+    predictions = predict(run, paths, batch_size=batch_size, workers=workers, passed=passed)
     lines = bad = 0
     first = ""
     with written(out) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
@@ -90,10 +107,14 @@ def write_predictions(
     return lines, bad
 
 
-def find_images(paths: Iterable[str | Path]) -> dict[Path, str]:
+def find_images(paths: Iterable[str | Path], passed: Counter[str] | None = None) -> dict[Path, str]:
     """Files as they are given; of a folder, and of the folders in it, the files with the suffix of an image, by name.
 
     Hidden files and folders are passed over, and links to folders are not followed.
+
+    Args:
+        paths: Files and folders.
+        passed: Here the files of folders that are no images are counted, by suffix.
 
     Returns:
         Each path once, with the reason why it is refused, or "": a link out of its folder is, and a folder that
@@ -104,17 +125,19 @@ def find_images(paths: Iterable[str | Path]) -> dict[Path, str]:
     """
     given = [Path(path) for path in paths]
     found: dict[Path, str] = {}
+    passed = Counter() if passed is None else passed
     for path in given:
-        found |= _inside(path) if os.path.isdir(path) else {path: ""}
+        found |= _inside(path, passed) if os.path.isdir(path) else {path: ""}
     if not found:
+        but = f", but {counted_kinds(passed)}" if passed else ""
         raise InputError(
             "`IMAGES` must be images or folders of images; got "
-            f"{', '.join(map(str, given[:3])) or 'nothing'}, with none in it. Pass others."
+            f"{', '.join(map(str, given[:3])) or 'nothing'}, with none in it{but}. Pass others."
         )
     return found
 
 
-def _inside(folder: Path) -> dict[Path, str]:
+def _inside(folder: Path, passed: Counter[str]) -> dict[Path, str]:
     found: dict[Path, str] = {}
     real = os.path.realpath(folder)
 
@@ -122,9 +145,11 @@ def _inside(folder: Path) -> dict[Path, str]:
         found[Path(error.filename)] = error.strerror or "cannot be listed"
 
     for root, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+            if is_hidden(name) or os.path.splitext(name)[1].lower() not in SUFFIXES:
+                passed[kind_of(name)] += 1
+            else:
                 path = Path(root, name)
                 leads_out = path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(real)
                 found[path] = "a link out of the folder" if leads_out else ""

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms import v2
 
+from topkloss.app.data.bad import MOST_PIXELS
 from topkloss.app.data.dataset import preparation
-from topkloss.app.data.decoding import MOST_PIXELS
+from topkloss.app.data.layout import check_pixel_range
 from topkloss.app.errors import InputError
 from topkloss.app.options.option import known
 from topkloss.app.tasks.images.config import check_colours
@@ -49,7 +50,7 @@ class Run:
 
     @property
     def prepare(self) -> v2.Transform:
-        """From a PIL image to what the model takes."""
+        """From what `topkloss.app.data.decoding.decode` returns, a PIL image for one, to what the model takes."""
         return preparation(self.image_size, self.mean, self.std)
 
     @property
@@ -101,6 +102,7 @@ def _record(folder: Path) -> RunRecord:
     """What the run says of itself, as far as it is needed here of the types that it should have."""
     record = RunRecord.read(folder)
     check_colours(record.config)
+    check_pixel_range(record.config.pixel_range)
     size, data = record.config.image_size, record.data if isinstance(record.data, dict) else {}
     if size is None or not 1 <= size <= MOST_PIXELS**0.5:
         wrong = f"image-size: {size}"

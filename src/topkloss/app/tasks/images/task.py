@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topkloss.app.data.layout import DataOptions
+from topkloss.app.data.passed import passed_over
 from topkloss.app.loading import loading
 from topkloss.app.tasks.images.config import TrainConfig
 from topkloss.app.tasks.images.records import RunRecord
@@ -56,8 +58,10 @@ def _predict(run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, w
     with loading():
         from topkloss.app.tasks.images.predict import write_predictions
         from topkloss.app.tasks.images.run import load_run
-    lines, bad = write_predictions(load_run(run), inputs, out, batch_size=batch_size, workers=workers)
+    passed: Counter[str] = Counter()
+    lines, bad = write_predictions(load_run(run), inputs, out, batch_size=batch_size, workers=workers, passed=passed)
     notes = [f"{bad} of {lines} images are bad; the column `error` says why."] if bad else []
+    notes += [f"{passed_over(passed)}."] if passed else []
     return Predicted(f"{lines - bad} images predicted: {out}", notes)
 
 

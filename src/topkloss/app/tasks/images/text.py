@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from topkloss.app.alignment import aligned
 from topkloss.app.runs.metrics import sampling_margin
 from topkloss.app.tasks.images.records import RunRecord
 
@@ -24,12 +25,7 @@ def table(records: Sequence[RunRecord]) -> str:
         ("epochs", [str(len(record.epochs)) for record in records]),
         ("seconds", [f"{record.seconds:.0f}" for record in records]),
     ]
-    first = max(len(title) for title, _ in rows)
-    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(records))]
-    lines = [
-        f"{title:<{first}}  {'  '.join(f'{cell:>{width}}' for cell, width in zip(cells, widths, strict=True))}"
-        for title, cells in rows
-    ]
+    lines = aligned([[title, *cells] for title, cells in rows])
     return "\n".join([*lines, "", _worth(records)])
 
 

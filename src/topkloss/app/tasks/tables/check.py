@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from topkloss.app.alignment import aligned
 from topkloss.app.errors import InputError, refuse_listed, shown
+from topkloss.app.problems import listed
 from topkloss.app.tasks.tables.config import TableConfig, checked
 from topkloss.app.tasks.tables.encoding import Encoding
 from topkloss.app.tasks.tables.fit import summary
@@ -34,8 +36,8 @@ class TableCheck:
     found: tuple[str, ...]
 
     def text(self) -> str:
-        """The problems, a line each, or what is in the table."""
-        return "\n".join(self.problems or (f"{shown(self.source)}: nothing is wrong", "", *self.found))
+        """The problems, equal ones together, or what is in the table."""
+        return "\n".join(listed(self.problems) or (f"{shown(self.source)}: nothing is wrong", "", *self.found))
 
     def raise_for_problems(self) -> None:
         """Refuses the table where a problem was found.
@@ -76,11 +78,9 @@ def _classes(data: Data) -> list[str]:
         return []
     parts = {"train": data.train, "held out": data.held_out}
     counts = {part: Counter(data.rows.labels[index] for index in places) for part, places in parts.items()}
-    width = max(len("class"), *(len(shown(name)) for name in data.classes))
-    lines = ["", f"{'class':<{width}}  {'train':>8}  {'held out':>8}"]
-    for name in data.classes:
-        lines.append(f"{shown(name):<{width}}  " + "  ".join(f"{counts[part][name]:>8}" for part in parts))
-    return lines
+    head = ["class", f"{'train':>8}", "held out"]
+    rows = [[shown(name), *(str(counts[part][name]) for part in parts)] for name in data.classes]
+    return ["", *aligned([head, *rows])]
 
 
 def _copies(data: Data) -> list[str]:

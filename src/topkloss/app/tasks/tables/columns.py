@@ -9,7 +9,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,9 @@ from topkloss.app.data.listing import PARTS, SPLIT, content_of
 from topkloss.app.data.reader import Reader, open_reader
 from topkloss.app.errors import InputError, Refuse, shown
 from topkloss.app.tasks.tables.config import TableConfig
+from topkloss.app.tasks.tables.spelling import decimal_commas, is_date, number, spelling, with_point
 
-__all__ = ["Floats", "Kinds", "Rows", "kinds_of", "number", "open_table", "read_rows"]
+__all__ = ["Floats", "Kinds", "Rows", "kinds_of", "open_table", "read_rows"]
 
 Floats = NDArray[np.float64]
 
@@ -51,6 +51,7 @@ class Table:
         source, content, digest, unit: The file, its bytes, their SHA-256, and what its rows are counted in.
         names: Of the columns.
         split: The column of the parts; None where there is none.
+        commas: The columns whose numbers have decimal commas.
     """
 
     source: Path
@@ -59,6 +60,7 @@ class Table:
     unit: str
     names: tuple[str, ...]
     split: str | None
+    commas: frozenset[str] = frozenset()
 
     def place(self, line: int) -> str:
         """The beginning of a sentence about a row."""
@@ -67,7 +69,8 @@ class Table:
     def read(self, columns: Sequence[str], refuse: Refuse) -> Iterator[tuple[int, dict[str, str]]]:
         """The number of each row and its cells in those columns."""
         for line, cells in open_reader(self.source, self.content).read(columns, refuse):
-            yield line, dict(zip(columns, cells, strict=True))
+            pairs = zip(columns, cells, strict=True)
+            yield line, {name: with_point(cell) if name in self.commas else cell for name, cell in pairs}
 
 
 @dataclass
@@ -132,7 +135,13 @@ def open_table(path: Path, config: TableConfig, *, labelled: bool = True, featur
             'Name it, or pass --ignore "".'
         )
     digest = hashlib.sha256(content).hexdigest()
-    return Table(path, content, digest, reader.unit, tuple(reader.names), split if labelled else None)
+    others = {*config.ignore, *config.categorical, config.group_by, split}
+    others |= set() if config.task == "regression" else {config.label_column}
+    numbers = [name for name in (features or reader.names) if name not in others]
+    if features and labelled and config.task == "regression":
+        numbers.append(config.label_column)
+    commas = decimal_commas(path, reader, numbers)
+    return Table(path, content, digest, reader.unit, tuple(reader.names), split if labelled else None, commas)
 
 
 def kinds_of(table: Table, config: TableConfig, refuse: Refuse) -> Kinds:
@@ -227,20 +236,6 @@ def read_rows(
     return rows
 
 
-def number(cell: str) -> float | None:
-    """The number that a cell says; None where it is a word, "nan" for one.
-
-    Example:
-        >>> number("1e3"), number("nan"), number("1_000"), number("inf")
-        (1000.0, None, None, inf)
-    """
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return None if math.isnan(value) or "_" in cell else value
-
-
 class _Survey:
     """What the cells of a column are."""
 
@@ -250,7 +245,7 @@ class _Survey:
         self.distinct: set[str] = set()
         self.first_word = self.endless = ""
         self.first_line = self.endless_line = 0
-        self.dates = self.commas = True
+        self.dates = self.spelt = True
 
     @property
     def missed(self) -> bool:
@@ -265,8 +260,8 @@ class _Survey:
         value = number(cell)
         if value is None:
             self.texts += 1
-            self.dates = self.dates and _is_date(cell)
-            self.commas = self.commas and "," in cell and number(cell.replace(",", ".")) is not None
+            self.dates = self.dates and is_date(cell)
+            self.spelt = self.spelt and spelling(cell) != ("", "")
             if not self.first_line:
                 self.first_word, self.first_line = cell, line
             return
@@ -278,10 +273,11 @@ class _Survey:
         """What is wrong with the column, in one sentence; empty for nothing."""
         name, column = self.name, f"`{shown(self.name)}`"
         categorical = name in config.categorical
-        if self.texts and self.commas and not categorical:
+        if self.texts and self.spelt and not categorical:
+            must, way = spelling(self.first_word)
             return (
-                f"{table.place(self.first_line)}: {column} must have points in its numbers; got {self.first_word!r}. "
-                f"Write them with points, or pass --categorical {name!r}."
+                f"{table.place(self.first_line)}: {column} must {must}; got {self.first_word!r}. {way}, or pass "
+                f"--categorical {name!r}."
             )
         if not categorical and self.texts and self.numbers:
             return (
@@ -317,14 +313,6 @@ class _Survey:
         return ""
 
 
-def _is_date(cell: str) -> bool:
-    try:
-        datetime.fromisoformat(cell)
-    except ValueError:
-        return False
-    return True
-
-
 def _numbers(cells: Mapping[str, str], names: Sequence[str], missing: set[str]) -> tuple[str, list[float]]:
     """What is wrong with the numbers of a row, and the numbers."""
     read = []
@@ -332,7 +320,8 @@ def _numbers(cells: Mapping[str, str], names: Sequence[str], missing: set[str]) 
         cell = cells[name]
         value = math.nan if cell in missing else number(cell)
         if value is None or math.isinf(value):
-            return f"`{shown(name)}` must be a finite number; got {shown(cell)!r}. Correct it or leave it empty.", []
+            way = spelling(cell)[1] or "Correct it"
+            return f"`{shown(name)}` must be a finite number; got {shown(cell)!r}. {way} or leave it empty.", []
         read.append(value)
     return "", read
 
@@ -349,14 +338,15 @@ def _roles(
     if config.task == "regression":
         value = number(label)
         if value is None or math.isinf(value):
-            hint = "Correct it, or pass --task classification."
+            hint = f"{spelling(label)[1] or 'Correct it'}, or pass --task classification."
             return f"{name} must be a finite number with --task regression; got {shown(label)!r}. {hint}", 0.0, None
     elif not label.isprintable():
         return f"{name} must be printable text; got {label!r}. Correct it.", 0.0, None
     weight = 1.0 if config.weight_column is None else number(cells[config.weight_column])
     if weight is None or not 0 <= weight < math.inf:
         got = shown(cells[config.weight_column or ""])
-        return f"`{shown(config.weight_column)}` must be a number >= 0; got {got!r}. Correct it.", 0.0, None
+        way = spelling(cells[config.weight_column or ""])[1] or "Correct it"
+        return f"`{shown(config.weight_column)}` must be a number >= 0; got {got!r}. {way}.", 0.0, None
     part = None if table.split is None else PARTS.get(cells[table.split].lower())
     if table.split is not None and part is None:
         got = repr(cells[table.split])

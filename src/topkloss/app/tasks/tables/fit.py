@@ -94,6 +94,8 @@ def summary(data: Data, encoding: Encoding) -> str:
         f"{len(encoding.features)} features: {len(kinds.numbers)} columns of numbers, {len(kinds.words)} of words"
         + (f" ({', '.join(map(shown, kinds.words))})" if kinds.words else "")
     )
+    if data.table.commas:
+        lines.append(f"decimal commas were read as points: {', '.join(map(shown, sorted(data.table.commas)))}")
     if gone := encoding.missing(data.rows):
         columns = ", ".join(f"{shown(name)} ({count})" for name, count in gone.items())
         lines.append(f"missing numbers become the median, and a feature says where: {columns}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from topkloss.app.alignment import aligned
 from topkloss.app.errors import InputError, shown
 from topkloss.app.report.inspection import Inspection, inspect
 from topkloss.app.runs.metrics import Numbers, sampling_margin
@@ -52,13 +53,8 @@ def rows_table(records: Sequence[TableRecord]) -> str:
         ("C", [f"{model.C:g}" for _, model in columns]),
         ("weights proved within, %", [_error(model) for _, model in columns]),
     ]
-    first = max(len(title) for title, _ in rows)
-    widths = [max(len(cells[place]) for _, cells in rows) for place in range(len(columns))]
-    lines = [
-        f"{title:<{first}}  {'  '.join(f'{cell:>{width}}' for cell, width in zip(cells, widths, strict=True))}"
-        for title, cells in rows
-    ]
-    return "\n".join([*(line.rstrip() for line in lines), "", *_verdicts(records)])
+    lines = aligned([[title, *cells] for title, cells in rows])
+    return "\n".join([*lines, "", *_verdicts(records)])
 
 
 def hardest(folder: Path) -> str:
