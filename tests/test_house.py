@@ -29,6 +29,7 @@ EXTRAS_OF_ROOM = {
     "topkloss.__main__": (),
     "topkloss.app": (),
     "topkloss.app.data": ("train",),
+    "topkloss.app.data.heif": ("heic",),
     "topkloss.app.options": ("train",),
     "topkloss.app.progress": ("train",),
     "topkloss.app.report": ("report",),
@@ -46,10 +47,23 @@ STANDS_ON = {"tabular": "ranking"}
 MOST_ROOMS = 15
 
 # Inside app, from the ground up: a room imports its own and those before it.
-ORDER_OF_APP = ("errors", "loading", "progress", "options", "data", "runs", "report", "tasks", "doctor", "cli")
+ORDER_OF_APP = (
+    "errors",
+    "alignment",
+    "problems",
+    "loading",
+    "progress",
+    "options",
+    "data",
+    "runs",
+    "report",
+    "tasks",
+    "doctor",
+    "cli",
+)
 
 # Packages whose import has another name than their distribution.
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "pillow_heif": "pillow-heif", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60

@@ -94,6 +94,7 @@ def words(figure: Figure) -> Iterator[tuple[str, Any]]:
             yield text.get_text(), text.get_window_extent(canvas.get_renderer())
 
 
+@pytest.mark.filterwarnings("ignore:A font must have the letters:UserWarning")
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES.keys())
 @pytest.mark.parametrize("picture", [report, evaluation, inspection, numbers])
 def test_every_word_can_be_read(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["aligned", "padded", "width"]
+__all__ = ["aligned", "padded", "shortened", "width"]
 
 
 def width(text: str) -> int:
@@ -20,6 +20,20 @@ def width(text: str) -> int:
         if unicodedata.category(letter) not in ("Mn", "Me", "Cf"):
             cells += 2 if unicodedata.east_asian_width(letter) in "WF" else 1
     return cells
+
+
+def shortened(text: str, cells: int) -> str:
+    """A text that takes so many cells at most: of a longer one the start and an ellipsis.
+
+    Example:
+        >>> shortened("great blue heron", 10), shortened("苍鹭与白鹭", 7)
+        ('great blu…', '苍鹭与…')
+    """
+    if width(text) <= cells:
+        return text
+    while width(text) > cells - 1:
+        text = text[:-1]
+    return f"{text}\N{HORIZONTAL ELLIPSIS}"
 
 
 def padded(text: str, cells: int, *, right: bool = False) -> str:

@@ -221,12 +221,19 @@ def _opened(path: Path, pixel_range: Range | None) -> Iterator[tuple[Image.Image
         except BadImage:
             raise
         except UnidentifiedImageError as error:
-            if heif.is_heif(path):
+            if "HEIF" not in FORMATS and heif.is_heif(path):
                 words = "HEIC, which needs another package"
                 raise BadImage(f"cannot read the image {shown(path)}: {words}.", words, f"{heif.INSTALL}.") from error
+            if _is_tiff(path):
+                raise unreadable(path, ValueError("a TIFF of a kind that is not read")) from error
             raise unreadable(path, error) from error
         except Exception as error:  # Pillow's decoders raise what they meet: IndexError, struct.error, ...
             raise unreadable(path, error) from error
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _check_header(path: Path, image: Image.Image, pixel_range: Range | None) -> Depth:

@@ -39,11 +39,15 @@ def text_of(table: Path, content: bytes) -> str:
         InputError: One sentence, if it is none.
     """
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    if encoding != "utf-16" and 0 in content[:2]:
+        raise InputError(
+            f"{table}, line 1: a table must be text in UTF-8; got UTF-16 that does not say so. Save it as CSV in UTF-8."
+        )
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        got = f"the byte 0x{content[error.start]:02x}" if error.start < len(content) else "an end too early"
+        got = "UTF-16 that is cut off" if encoding == "utf-16" else f"the byte 0x{content[error.start]:02x}"
         hint = "Save it as CSV in UTF-8 (in Excel: CSV UTF-8)."
         for magic, (what, other) in FOREIGN.items():
             if content.startswith(magic):

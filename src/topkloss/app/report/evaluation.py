@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from topkloss.app.alignment import aligned, shortened
 from topkloss.app.runs.metrics import ClassMetrics, Evaluation, Metric
 
 __all__ = ["text"]
@@ -44,7 +45,7 @@ def _headline(evaluation: Evaluation) -> list[str]:
             continue
         form = ".5g" if name in IN_UNITS else ".4f"
         rows.append((title, _shown(metric.value, share, form), _interval(metric, share, form)))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _largest(evaluation: Evaluation) -> list[str]:
@@ -65,7 +66,7 @@ def _classes(evaluation: Evaluation) -> list[str]:
     for one in shown:
         metrics = [_shown(metric, True) for metric in (one.precision, one.recall, one.f1, one.auroc)]
         rows.append((_name(one.name), str(one.support), str(one.predicted), *metrics))
-    lines = _aligned(rows)
+    lines = aligned(rows)
     if len(shown) < len(evaluation.classes):
         lines.append(f"and {len(evaluation.classes) - len(shown)} classes with a larger F1, in evaluation.json")
     return lines
@@ -116,15 +117,4 @@ def _interval(metric: Metric, share: bool, form: str) -> str:
 def _name(name: str) -> str:
     """A class name on one line, of bearable length, without what would command a terminal."""
     clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-    return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:<{width}}" if place == 0 else f"{cell:>{width}}"
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return shortened(clean, LONGEST_NAME)

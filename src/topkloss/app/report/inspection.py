@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from topkloss.app.alignment import aligned, shortened
 from topkloss.app.data.examples import numerically
 from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
@@ -97,7 +98,9 @@ def text(inspection: Inspection) -> str:
         ["value (AT_k)", *(f"{row.value:.4g}" for row in table.rows)],
         ["value / mean", *(_ratio(row.value, table.average) for row in table.rows)],
     ]
-    return "\n".join([head, "", *_aligned(columns), *_bounds(table), *_classes(inspection)])
+    return "\n".join(
+        [head, "", *aligned([*zip(*columns, strict=True)], left=0), *_bounds(table), *_classes(inspection)]
+    )
 
 
 def number_of(inspection: Inspection) -> str:
@@ -149,18 +152,10 @@ def _classes(inspection: Inspection) -> list[str]:
         ["all", *(f"{100 * table.shares[label]:.1f}" for label in shown)],
         *([f"{row.fraction:g}", *(f"{100 * row.shares[label]:.1f}" for label in shown)] for row in rows),
     ]
-    lines = ["", "Share of each class in all losses and in each fraction, %:", *_aligned(columns, left=1)]
+    lines = ["", "Share of each class in all losses and in each fraction, %:", *aligned([*zip(*columns, strict=True)])]
     if len(shown) < len(names):
         lines.append(f"and {len(names) - len(shown)} other classes, nearer to what chance would select")
     return lines
-
-
-def _aligned(columns: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
-    widths = [max(map(len, column)) for column in columns]
-    return [
-        "  ".join(f"{cell:{'<' if place < left else '>'}{widths[place]}}" for place, cell in enumerate(cells)).rstrip()
-        for cells in zip(*columns, strict=True)
-    ]
 
 
 def _read(path: Path, loss_column: str, class_column: str | None) -> tuple[list[float], list[str]]:
@@ -231,7 +226,7 @@ def _check(fractions: Sequence[float], constant_loss: float | None) -> None:
 def _shown(name: str) -> str:
     """A name on one line, of bearable length, without what would command a terminal."""
     clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-    return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return shortened(clean, LONGEST_NAME)
 
 
 def _ratio(value: float, average: float) -> str:

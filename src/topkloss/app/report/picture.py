@@ -7,7 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from topkloss.app.alignment import shortened
 from topkloss.app.errors import InputError, shown
+from topkloss.app.report.fonts import use_fonts_for
 from topkloss.app.runs.files import replacing
 
 __all__ = ["COLOURS", "LETTER", "MOST_NAMES", "check", "end_of", "save", "start_of"]
@@ -47,9 +49,10 @@ def save(figure: Figure, path: Path) -> None:
         InputError: See `draw`.
     """
     check(path)
+    use_fonts_for(figure)
     try:
         with replacing(path) as partial, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name in letters that the font does not have
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # said already, once
             figure.savefig(partial, dpi=150, format=path.suffix[1:])
     except OSError as error:
         raise InputError(
@@ -59,8 +62,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def start_of(name: str) -> str:
     """A class, as a picture has room for it."""
-    clean = shown(name)
-    return clean if len(clean) <= LONGEST_CLASS else f"{clean[: LONGEST_CLASS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return shortened(shown(name), LONGEST_CLASS)
 
 
 def end_of(name: str) -> str:

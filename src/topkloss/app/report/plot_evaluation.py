@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from topkloss.app.alignment import width
 from topkloss.app.report.picture import COLOURS, LETTER, MOST_NAMES, save, start_of
 from topkloss.app.report.plot_numbers import draw_numbers
 from topkloss.app.runs.metrics import Evaluation
@@ -33,7 +34,7 @@ def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
         return
     count = len(evaluation.classes)
     shown = [start_of(one.name) for one in evaluation.classes] if count <= MOST_NAMES else []
-    room = LETTER * max(map(len, shown), default=0)
+    room = LETTER * max(map(width, shown), default=0)
     side, below = min(14.0, max(4.2, 1.8 + 0.36 * count)), room if _upright(shown) else 0.0
     if evaluation.bins:
         figure = Figure(figsize=(side + room + 5.6, side + below + 0.4), layout="constrained")
@@ -48,7 +49,7 @@ def draw_evaluation(evaluation: Evaluation, path: Path) -> None:
 
 def _upright(names: Sequence[str]) -> bool:
     """Whether names have no room side by side."""
-    return max(map(len, names), default=0) > 4
+    return max(map(width, names), default=0) > 4
 
 
 def _confusion(axes: Axes, evaluation: Evaluation) -> None:

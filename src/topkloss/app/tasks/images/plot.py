@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from topkloss.app.alignment import width
 from topkloss.app.report.picture import COLOURS, LETTER, MOST_NAMES, end_of, save, start_of
 from topkloss.app.tasks.images.records import RunRecord
 from topkloss.app.tasks.images.text import classes, names
@@ -30,7 +31,7 @@ def draw(records: Sequence[RunRecord], path: Path) -> None:
         InputError: If the path ends otherwise or cannot be written.
     """
     labels, called = classes(records), names(records)
-    wide, longest = min(12.0, max(5.0, 0.2 * len(labels))), max((len(start_of(label)) for label in labels), default=0)
+    wide, longest = min(12.0, max(5.0, 0.2 * len(labels))), max((width(start_of(label)) for label in labels), default=0)
     upright = LETTER * longest > 0.8 * wide / max(len(labels), 1)
     figure = Figure(figsize=(wide + 5, 4 + (LETTER * longest if upright else 0)), layout="constrained")
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08, "width_ratios": [wide, 5]})
