@@ -6,6 +6,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow
 import pytest
@@ -16,12 +18,13 @@ from pyarrow import parquet
 from tests.pictures import LABELS, write_pictures
 from topkloss.app.cli import main
 from topkloss.app.data import decoding
-from topkloss.app.data.dataset import DataOptions, ImageTable, read_table
+from topkloss.app.data.dataset import DataOptions, ImageTable, read_table, split
 from topkloss.app.data.decoding import decode
 from topkloss.app.data.finding import Finder
 from topkloss.app.errors import InputError
 from topkloss.app.problems import listed
 from topkloss.app.tasks.images.check import check
+from topkloss.app.tasks.images.fit import _summary
 from topkloss.app.tasks.images.predict import find_images
 
 COMPOSED, APART = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
@@ -207,6 +210,9 @@ def test_files_that_are_no_images_are_counted_by_suffix(album: Path, capsys: pyt
     said = "left out 7 files that are no images: 5 .psd, 1 .txt, 1 hidden"
     assert read_table(album).classes == ("cat", "dog")
     assert read_table(album).notes == (said,)
+    train, held_out = split(read_table(album), 0)
+    prepared: Any = SimpleNamespace(table=read_table(album), train=train, held_out=held_out)
+    assert _summary(prepared).splitlines()[0] == said
     assert main(["check", str(album), "--workers", "0"]) == 0
     assert said in capsys.readouterr().out
     passed: Counter[str] = Counter()
@@ -269,6 +275,14 @@ def test_equal_problems_are_three_and_a_number(table: Path, capsys: pytest.Captu
     assert wrong[4] == f"`--images {table.parent.resolve()}/moved` would find 30 of the 30 that are not there."
     assert len(wrong) == 5
     assert "got 30 problems" in error
+
+
+def test_images_with_another_suffix_than_listed_are_said(table: Path) -> None:
+    table.write_text(table.read_text().replace(".png", ".jpg"))
+    assert (
+        "30 of the 30 that are not there are there with .png: correct the list."
+        in check(str(table), DataOptions()).text()
+    )
 
 
 def test_many_bad_images_have_a_way_out(table: Path) -> None:

@@ -80,6 +80,18 @@ def test_images_may_lie_elsewhere(run: Run, table: Path, tmp_path: Path) -> None
     assert evaluate(run, csv=moved, images=tmp_path / "data").images == 30
 
 
+def test_the_folder_of_the_images_is_remembered(run: Run, table: Path, tmp_path: Path) -> None:
+    """As training was given it; another one, given here, comes first."""
+    (tmp_path / "csv").mkdir()
+    moved = table.rename(tmp_path / "csv" / "pictures.csv")
+    given = replace(run, config=replace(run.config, images=str(tmp_path / "data")))
+    assert evaluate(given, csv=moved).images == 30
+    with pytest.raises(InputError, match="there is no image"):
+        evaluate(given, csv=moved, images=tmp_path / "csv")
+    with pytest.raises(InputError, match="there is no image"):
+        evaluate(run, csv=moved)
+
+
 def test_the_digits_are_found_again(run: Run, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("topkloss.app.data.digits.write_digits", lambda: table)
     assert evaluate(replace(run, config=replace(run.config, csv=None))).images == 3

@@ -168,7 +168,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "huge by its header": (lambda path: path.write_bytes(png(60_000, 60_000)), "more than 50 million pixels"),
     "large by its header": (lambda path: path.write_bytes(png(10_000, 5_001)), "more than 50 million pixels"),
     "no pixels": (lambda path: path.write_bytes(png(16, 16)), ""),
-    "16 bits": (deep, "mode I;16: more than 8 bits per channel"),
+    "16 bits": (deep, "16 bits per channel: it needs --pixel-range in training"),
     "gone": (lambda path: path.unlink(), "no such file"),
     "a pipe": (pipe, "not a file"),
     "a program": (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "no known image"),

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from topkloss.app.data.finding import Finder
 from topkloss.app.data.listing import Listing
 from topkloss.app.data.passed import is_hidden
-from topkloss.app.errors import in_command
+from topkloss.app.errors import in_command, shown
 
 __all__ = ["cures_of"]
 
@@ -18,12 +19,13 @@ __all__ = ["cures_of"]
 MANY, ASKED, MOST_FILES = 4, 50, 200_000
 
 
-def cures_of(missing: Sequence[str], listing: Listing, bad: int) -> tuple[str, ...]:
+def cures_of(missing: Sequence[str], listing: Listing, finder: Finder, bad: int) -> tuple[str, ...]:
     """A line for each cure.
 
     Args:
         missing: The listed names whose files are not there.
         listing: The data set.
+        finder: Of its images.
         bad: How many images cannot be used.
     """
     lines = []
@@ -32,6 +34,11 @@ def cures_of(missing: Sequence[str], listing: Listing, bad: int) -> tuple[str, .
         if folder is not None:
             lines.append(
                 f"`--images {in_command(folder)}` would find {found} of the {len(missing)} that are not there."
+            )
+        suffixes = Counter(filter(None, map(finder.other_suffix, missing)))
+        for suffix, count in suffixes.most_common(1):
+            lines.append(
+                f"{count} of the {len(missing)} that are not there are there with {shown(suffix)}: correct the list."
             )
     if bad >= MANY:
         lines.append(

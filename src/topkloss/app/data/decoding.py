@@ -245,7 +245,7 @@ def _check_header(path: Path, image: Image.Image, pixel_range: Range | None) -> 
     elif not depth.is_plain:
         raise BadImage(
             f"an image must have 8 bits per channel; got {shown(path)} with {depth}, whose contrast would be lost.",
-            f"{depth}, and no range of numbers",
+            f"{depth}: it needs --pixel-range in training",
             "Convert it to 8 bits, or pass --pixel-range with the numbers that are black and white.",
         )
     return depth

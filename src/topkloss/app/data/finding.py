@@ -14,6 +14,7 @@ from topkloss.app.errors import shown
 
 __all__ = ["Finder"]
 
+SLASHES = "backslashes taken for slashes"
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -57,14 +58,21 @@ class Finder:
             )
         asked = name.replace("\\", "/") if "\\" in name else name
         if os.path.isabs(asked) or ".." in Path(asked).parts:
+            self.taken.update({SLASHES} if asked != name else ())
             return self.root / asked
         found, how = self._below(Path(asked).parts)
         if found is None:
             return path
         if asked != name:
-            how.add("backslashes taken for slashes")
+            how.add(SLASHES)
         self.taken.update(how)
         return found
+
+    def other_suffix(self, name: str) -> str:
+        """The suffix of the one image that has the name of a missing one and another suffix; empty for none."""
+        path = Path(name.replace("\\", "/"))
+        fits = self._names(self.root / path.parent).get(f"/{_folded(path.stem)}", [])
+        return os.path.splitext(fits[0])[1] if len(fits) == 1 else ""
 
     def notes(self) -> list[str]:
         """A line for each way in which files were found under other names than are listed."""

@@ -114,7 +114,7 @@ def check(data: str | None, options: DataOptions, *, seed: int = 0, workers: int
     for index, _ in good:
         counts[table.classes[table.examples[index].label]][part_of[index]] += 1
     beyond = sum(one.beyond for _, one in good) / max(1, len(good)) if options.shades else None
-    cures = cures_of([row.image for row in listing.rows if row not in found], listing, len(bad))
+    cures = cures_of([row.image for row in listing.rows if row not in found], listing, finder, len(bad))
     return DataCheck(source, tuple(problems), counts, copies, beyond, notes_on(listing, finder), cures)
 
 
