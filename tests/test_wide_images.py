@@ -91,8 +91,9 @@ def test_more_than_8_bits_are_refused_by_the_header(write: Callable[[Path], None
     assert "--pixel-range" in str(refused.value.hint)
 
 
-def test_a_tiff_of_unknown_kind_is_called_one(tmp_path: Path) -> None:
-    write_tiff(tmp_path / "image", 4, 4, 3, lambda y, x, c: x / 4, form="f", sample_format=3)
+@pytest.mark.parametrize("channels", [3, 13])
+def test_a_tiff_of_unknown_kind_is_called_one(channels: int, tmp_path: Path) -> None:
+    write_tiff(tmp_path / "image", 4, 4, channels, lambda y, x, c: x / 4, form="f", sample_format=3)
     with pytest.raises(BadImage, match=r"cannot read the image .*: a TIFF of a kind that is not read"):
         read_header(tmp_path / "image")
 

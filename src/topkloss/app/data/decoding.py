@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,9 @@ __all__ = [
     "read_header",
     "suffixes",
 ]
+
+# Pillow logs some of what it then raises.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # What Pillow decodes itself, in no other program; JPEG with several frames is MPO.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", *heif.register())
