@@ -55,7 +55,10 @@ def test_predict_counts_what_is_bad(here: Path) -> None:
     result = run("predict", "run", "data", "gone.png", "--out", "predictions.csv", cwd=here)
     assert result.returncode == 0
     assert result.stdout == "29 images predicted: predictions.csv\n"
-    assert result.stderr == "topkloss: 2 of 31 images are bad; the column `error` says why.\n"
+    assert result.stderr == (
+        "topkloss: 2 of 31 images are bad; the column `error` says why.\n"
+        "topkloss: left out 1 file that is no image: 1 .csv.\n"
+    )
     with (here / "predictions.csv").open(newline="") as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     assert len(rows) == 31

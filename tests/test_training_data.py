@@ -270,7 +270,8 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     ),
     (
         not_utf8,
-        "{table}, line 2: a table must be text in UTF-8; got the byte 0xff. Save it as CSV in UTF-8.",
+        "{table}, line 2: a table must be text in UTF-8; got the byte 0xff. Save it as CSV in UTF-8 (in "
+        "Excel: CSV UTF-8).",
     ),
     (empty_label, "{table}, line 5: `label` must not be empty; got nothing. Fill it in or remove the line."),
     (short_line, "{table}, line 5: `label` must not be empty; got nothing. Fill it in or remove the line."),
@@ -331,8 +332,9 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     ),
     (
         sixteen_bits,
-        "{table}, line 7: an image must have 8 bits per channel; got {folder}/2-5.png of mode I;16, which would lose "
-        "its contrast. Convert it to 8 bits.",
+        "{table}, line 7: an image must have 8 bits per channel; got {folder}/2-5.png with 16 bits per channel, "
+        "whose contrast would be lost. Convert it to 8 bits, or pass --pixel-range with the numbers that are black and "
+        "white.",
     ),
 ]
 
