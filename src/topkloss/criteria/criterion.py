@@ -16,8 +16,6 @@ from topkloss.losses.elements import (
     IndividualLoss,
     RegionLoss,
 )
-from topkloss.losses.foreign import ForeignLoss
-from topkloss.losses.shapes import check_examples
 from topkloss.ranking.groups import sample_numbers
 from topkloss.ranking.rank import rank
 from topkloss.ranking.ranking import Rankings, Rule
@@ -25,6 +23,7 @@ from topkloss.ranking.selection import Selection, selection_of
 from topkloss.ranking.tensor_ranking import TensorRanking, tensor_ranking
 
 if TYPE_CHECKING:
+    from topkloss.losses.foreign import ForeignLoss
     from topkloss.ranking.shared import SharedRanking
 
 Level = Literal["element", "sample"]
@@ -78,7 +77,7 @@ class OfElements(nn.Module):
         self.level = level
         self.nan_policy: NanPolicy = nan_policy
         self.process_group = process_group
-        self._foreign = None if loss is None or isinstance(loss, ElementLoss) else ForeignLoss(loss)
+        self._foreign = None if loss is None or isinstance(loss, ElementLoss) else foreign_loss(loss)
 
     @property
     def process_group(self) -> ProcessGroup | None:
@@ -147,12 +146,10 @@ class OfElements(nn.Module):
     ) -> Elements:
         """Those of a loss that knows nothing of masks; `rows`: which examples count, of those whose mass is known."""
         if self._foreign is None or self._foreign.loss is not self.loss:
-            self._foreign = ForeignLoss(self.loss)  # type: ignore[arg-type]
-        omit = self.nan_policy == "omit"
-        elements = self._foreign.elements(outputs, targets, mask=mask, sample_weight=mass, rows=rows, omit=omit)
-        if "sample" in (self.level, getattr(self, "within", "batch")):
-            check_examples(elements.losses, outputs)
-        return elements
+            self._foreign = foreign_loss(self.loss)
+        by_sample = "sample" in (self.level, getattr(self, "within", "batch"))
+        given: dict[str, Any] = {"mask": mask, "sample_weight": mass, "rows": rows, "by_sample": by_sample}
+        return self._foreign.elements(outputs, targets, **given, omit=self.nan_policy == "omit")
 
     def _scores(self, elements: Elements, targets: Tensor) -> Tensor | None:
         """What is ranked by; None = the losses."""
@@ -210,6 +207,13 @@ class OfElements(nn.Module):
         if isinstance(self._buffers.get("weight"), Tensor):
             given["weight"] = tuple(self._buffers["weight"].shape)  # type: ignore[union-attr]
         return ", ".join(f"{name}={given[name]!r}" for name in SHOWN if name in given)
+
+
+def foreign_loss(loss: Any) -> ForeignLoss:
+    """What there is to know of a loss that is no `ElementLoss`."""
+    from topkloss.losses.foreign import ForeignLoss  # only here: what is imported at once is to be light
+
+    return ForeignLoss(loss)
 
 
 class Criterion(OfElements):

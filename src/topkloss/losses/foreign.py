@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from topkloss.base.arguments import check_beside
 from topkloss.base.tensors import values_are_readable
 from topkloss.losses.elements import Elements, class_mass, cross_entropy_elements
-from topkloss.losses.shapes import check_no_broadcast, losses_of_kept, spread
+from topkloss.losses.shapes import check_examples, check_no_broadcast, losses_of_kept, spread
 
 # What stands where nothing counts: inside the domain of every loss (a probability, positive), and apart.
 OUTPUT, TARGET = 0.5, 0.25
@@ -61,6 +61,7 @@ class ForeignLoss:
         mask: Tensor | None,
         sample_weight: Tensor | None,
         rows: Tensor | None = None,
+        by_sample: bool = False,
         omit: bool = False,
     ) -> Elements:
         """The losses, and what of them counts.
@@ -70,10 +71,11 @@ class ForeignLoss:
             mask: Bool, shaped like the losses, True = counts.
             sample_weight: Mass, shaped like the losses.
             rows: Bool, which examples count, of those whose mass is known; None = all.
+            by_sample: Whether the losses will be told apart by sample.
             omit: Whether a loss that is NaN will not count.
         """
         of_probabilities = isinstance(targets, Tensor) and targets.is_floating_point()
-        if self._is(nn.CrossEntropyLoss, F.cross_entropy) and self._own("reduction") == "none" and not of_probabilities:
+        if self.is_cross_entropy and self._own("reduction") == "none" and not of_probabilities:
             return self._cross_entropy(outputs, targets, mask, sample_weight)
         if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
             return Elements(self.loss(outputs, targets), mask, sample_weight)
@@ -81,7 +83,10 @@ class ForeignLoss:
             if one is not None:  # their types
                 check_beside(name, one, **{"mask": None, "sample_weight": None, name: one})
         self._check_class_weights()
-        return self._elements(outputs, targets, mask, sample_weight, rows, omit)
+        elements = self._elements(outputs, targets, mask, sample_weight, rows, omit)
+        if by_sample:
+            check_examples(elements.losses, outputs)
+        return elements
 
     def _cross_entropy(self, outputs: Any, targets: Any, mask: Tensor | None, sample_weight: Tensor | None) -> Elements:
         return cross_entropy_elements(
@@ -213,7 +218,7 @@ class ForeignLoss:
         ignore_index = self._own("ignore_index", IGNORED_BY_TORCH if self._is(nn.NLLLoss, F.nll_loss) else None)
         if not _is_whole(ignore_index) or targets.is_complex() or targets.dtype == torch.bool:
             return None
-        if self._is(nn.CrossEntropyLoss, F.cross_entropy):
+        if self.is_cross_entropy:
             return None  # of probabilities, torch ignores none
         channels = outputs.shape[1] if outputs.dim() > 1 and targets.shape == outputs.shape else 1
         if channels > 1 and 0 <= ignore_index < channels:
@@ -264,12 +269,17 @@ class ForeignLoss:
 
     def _check_class_weights(self) -> None:
         weighted = isinstance(self.origin, nn.CrossEntropyLoss | nn.NLLLoss) and self._own("weight") is not None
-        known = self._is(nn.CrossEntropyLoss, F.cross_entropy) or self._is(nn.NLLLoss, F.nll_loss)
+        known = self.is_cross_entropy or self._is(nn.NLLLoss, F.nll_loss)
         if weighted and not known:
             raise ValueError(
                 f"`loss` must not weigh classes in a forward pass of its own; got {self.name} with weight=, whose mean "
                 "is not known. Make it without, and pass the weight of each target's class as `sample_weight`."
             )
+
+    @property
+    def is_cross_entropy(self) -> bool:
+        """Whether it computes torch's own."""
+        return self._is(nn.CrossEntropyLoss, F.cross_entropy)
 
     @property
     def name(self) -> str:
