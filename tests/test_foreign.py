@@ -241,6 +241,40 @@ def test_a_loss_that_is_reduced_later_is_refused_when_called() -> None:
         criterion(torch.zeros(3), torch.zeros(3))
 
 
+class Holding(nn.Module):
+    """A wrapper, whose own attributes say nothing of what it ignores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.CrossEntropyLoss(reduction="none", ignore_index=255)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses: Tensor = self.inner(outputs, targets)
+        return losses
+
+
+@pytest.mark.parametrize(
+    "loss", [Holding(), lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none", ignore_index=255)]
+)
+def test_a_label_ignored_without_saying_so_is_no_loss_of_0(loss: Any) -> None:
+    outputs, targets = logits(8, 5), labels(8, ignored=0.5)
+    criterion = AverageTopKLoss(loss, fraction=1)
+    with pytest.raises(ValueError, match=r"classes in \[0, 5\) where counted; got 255, which .* mask=targets != 255"):
+        criterion(outputs, targets)
+    expected = F.cross_entropy(outputs, targets, ignore_index=255)
+    assert_same(criterion(outputs, targets, mask=targets != 255), expected, outputs)
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    leaf = outputs.detach().requires_grad_()
+    assert compiled(leaf, targets).isnan()
+    torch.testing.assert_close(compiled(leaf, targets, mask=targets != 255), expected)
+
+
+def test_counts_are_no_classes() -> None:
+    """Whole numbers beside several outputs, of which no loss is 0: quantiles of a count, say."""
+    criterion = AverageTopKLoss(lambda outputs, targets: (outputs - targets[:, None]).abs().mean(1), fraction=1)
+    assert criterion(torch.zeros(2, 3), torch.tensor([7, 9])) == 8
+
+
 # What does not count never matters (law 4)
 
 

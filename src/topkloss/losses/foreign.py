@@ -135,6 +135,7 @@ class ForeignLoss:
             losses = self._called(call, *shown)
         if not isinstance(losses, Tensor) or losses.dim() == 0:
             return Elements(losses, mask, mass)  # refused where it is ranked
+        losses = self._refusing_unsaid(losses, outputs, shown[1])
         if kept is not None:
             kept = ~self._spread(~kept, losses, "what its `ignore_index` leaves out")
         mask, mass, classes = (_flat(one, losses, targets) for one in (mask, mass, targets))
@@ -185,7 +186,34 @@ class ForeignLoss:
         if not isinstance(losses, Tensor) or losses.dim() == 0:
             return losses
         check_no_broadcast(losses, outputs, targets)
+        if losses.dim() == targets.dim() + 1 and losses.squeeze(1).shape == targets.shape:
+            losses = losses.squeeze(1)  # who gathers the loss of a class keeps its dimension
         return losses_of_kept(losses, self._kept(outputs, targets), targets)
+
+    def _refusing_unsaid(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The losses; what is no class, counts and costs nothing, is ignored in a way that nobody said: NaN.
+
+        Raises:
+            ValueError: Instead, where values can be read.
+        """
+        classes = _number_of_classes(outputs, targets)
+        if classes is None or not _is_index(targets) or losses.shape != targets.shape or self._is_of_torch():
+            return losses
+        kept, labels = self._kept(outputs, targets), targets.long()
+        unknown = (labels < 0) | (labels >= classes)
+        unknown = unknown if kept is None else unknown & kept
+        readable = values_are_readable(losses)
+        if readable and not bool(unknown.any()):
+            return losses
+        ignores = ((losses.detach() == 0) | ~unknown).all()
+        if readable and bool(ignores):
+            label = int(labels[unknown][0])
+            raise ValueError(
+                f"`targets` must be classes in [0, {classes}) where counted; got {label}, which {self.name} seems to "
+                "ignore without an ignore_index that can be read: it would be counted as a loss of 0. Pass "
+                f"mask=targets != {label}."
+            )
+        return losses if readable else losses.masked_fill(unknown & ignores, torch.nan)
 
     def _replaced(self, values: Tensor, left_out: list[Tensor], fill: float, outputs: Tensor | None = None) -> Tensor:
         """The outputs, or the targets of these outputs, with other values where they do not count."""
@@ -264,7 +292,8 @@ class ForeignLoss:
         if isinstance(reduction, str) and reduction.lower() in REDUCING:
             raise ValueError(
                 f'`loss` must not be reduced; got {self.name} with reduction="{reduction}", of which one number is '
-                'left, so there is nothing to select from. Pass reduction="none" to it.'
+                'left, so there is nothing to select from. Pass reduction="none" to it; a loss of the whole batch, '
+                "like Dice, is a part of a CompoundLoss."
             )
 
     def _check_class_weights(self) -> None:
@@ -339,6 +368,8 @@ def _number_of_classes(outputs: Tensor, targets: Tensor) -> int | None:
 
 
 def _flat(one: Any, losses: Tensor, targets: Tensor) -> Any:
-    """What is shaped like the targets, flat where the losses are."""
+    """What is shaped like the targets, flat where the losses are; what has a dimension too many, without."""
+    if one is not None and one.dim() == losses.dim() + 1 and one.squeeze(1).shape == losses.shape:
+        return one.squeeze(1)
     flat = one is not None and losses.dim() == 1 and one.shape == targets.shape and one.numel() == losses.numel()
     return one.reshape(-1) if flat else one
