@@ -7,14 +7,17 @@ import math
 import pickle
 import warnings
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from topkloss import (
+    WORLD,
     AverageTopKCrossEntropyLoss,
     CompoundLoss,
     CrossEntropy,
@@ -319,3 +322,44 @@ def test_a_watched_criterion_is_pickled() -> None:
     train(criterion, [*model.parameters(), *criterion.parameters()], model, steps=3)
     other = pickle.loads(pickle.dumps(criterion))
     assert other.threshold == criterion.threshold
+
+
+# What a criterion says of itself, and its copies
+
+
+def test_repr_shows_what_is_not_as_usual() -> None:
+    criterion = OHEMLoss(CrossEntropy(), threshold=1.0, nan_policy="omit", process_group=WORLD)
+    assert "process_group=WORLD" in repr(criterion)
+    assert "nan_policy='omit'" in repr(criterion)
+    assert "backend='torch'" in repr(AverageTopKCrossEntropyLoss(k=1, backend="torch"))
+    for name in ("nan_policy", "process_group", "backend", "inplace"):
+        assert name not in repr(AverageTopKCrossEntropyLoss(k=1))
+
+
+def test_a_process_group_survives_copies(tmp_path: Path) -> None:
+    """torch's own WORLD becomes ours; a smaller group is shared by a copy, and no pickle can name it."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        outputs, targets = pictures()
+        for kind in (AverageTopKCrossEntropyLoss, dual):
+            given: dict[str, Any] = {"process_group": dist.group.WORLD}
+            criterion = kind(**given) if kind is dual else kind(fraction=0.5, **given)
+            assert criterion.process_group is WORLD
+            assert "process_group=WORLD" in repr(criterion)
+            for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+                assert other.process_group is WORLD
+        assert copy.deepcopy(Monitor(process_group=dist.group.WORLD)).process_group is WORLD
+        group = dist.new_group([0])
+        criterion = AverageTopKCrossEntropyLoss(fraction=0.3, process_group=group)
+        other = copy.deepcopy(criterion)
+        assert other.process_group is group
+        assert other(outputs, targets).item() == pytest.approx(MINED(outputs, targets).item())
+        assert "process_group=<process group of 1>" in repr(criterion)
+        with pytest.raises(
+            TypeError, match=r"`process_group` must be WORLD or a mesh to be pickled; got <process group"
+        ):
+            pickle.dumps(criterion)
+        other.process_group = None
+        assert pickle.loads(pickle.dumps(other)).process_group is None
+    finally:
+        dist.destroy_process_group()
