@@ -349,7 +349,7 @@ def test_a_process_group_survives_copies(tmp_path: Path) -> None:
             for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
                 assert other.process_group is WORLD
         assert copy.deepcopy(Monitor(process_group=dist.group.WORLD)).process_group is WORLD
-        group = dist.new_group([0])
+        group: Any = dist.new_group([0])
         criterion = AverageTopKCrossEntropyLoss(fraction=0.3, process_group=group)
         other = copy.deepcopy(criterion)
         assert other.process_group is group

@@ -485,6 +485,34 @@ def test_what_cannot_be_traced_to_the_inputs_is_said() -> None:
         assert criterion(outputs, targets, mask=mask).isfinite()
 
 
+@pytest.mark.parametrize("kind", [tuple, list, lambda pair: dict(zip(("mean", "variance"), pair, strict=True))])
+def test_outputs_of_several_tensors_keep_the_law(kind: Any) -> None:
+    """A mean and a variance, for the Gaussian likelihood."""
+    inputs, weights, targets, kept = setup(16, 6)
+
+    def gaussian(outputs: Any, targets: Tensor) -> Tensor:
+        mean, variance = outputs.values() if isinstance(outputs, dict) else outputs
+        return F.gaussian_nll_loss(mean, targets, variance.exp(), reduction="none")
+
+    def outputs(rows: Any = ...) -> Any:
+        every = inputs @ weights
+        return kind([every[:, :3][rows], every[:, 3:][rows]])
+
+    kept, targets = kept[:, :3], targets[:, :3]
+    poisoned = targets.masked_fill(~kept, math.nan)
+    expected = AverageTopKLoss(gaussian, fraction=0.4)(outputs(kept), targets[kept])
+    assert_same(AverageTopKLoss(gaussian, fraction=0.4)(outputs(), poisoned, mask=kept), expected, weights)
+    assert_same(AverageTopKLoss(gaussian, fraction=0.4, nan_policy="omit")(outputs(), poisoned), expected, weights)
+
+
+def test_class_weights_in_a_list() -> None:
+    outputs, targets = logits(8, 5), labels(8, ignored=0.3, ignore_index=-100)
+    weight: Any = [0.5, 1.0, 2.0, 0.0, 7.0]
+    theirs = F.cross_entropy(outputs, targets, weight=torch.tensor(weight, dtype=torch.float64))
+    loss = functools.partial(F.cross_entropy, reduction="none", weight=weight)
+    assert_same(AverageTopKLoss(loss, fraction=1)(outputs, targets), theirs, outputs)
+
+
 # Shapes
 
 

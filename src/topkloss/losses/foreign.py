@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from topkloss.base.arguments import check_beside
 from topkloss.base.tensors import values_are_readable
 from topkloss.losses.elements import Elements, class_mass, cross_entropy_elements
-from topkloss.losses.shapes import check_examples, check_no_broadcast, losses_of_kept, spread
+from topkloss.losses.shapes import check_examples, check_no_broadcast, losses_of_kept, mapped, spread, tensors_of
 
 # What stands where nothing counts: inside the domain of every loss (a probability, positive), and apart.
 OUTPUT, TARGET = 0.5, 0.25
@@ -67,7 +67,7 @@ class ForeignLoss:
         """The losses, and what of them counts.
 
         Args:
-            outputs, targets: What the loss takes; where they are no tensors, nothing is kept from it.
+            outputs, targets: What the loss takes: tensors, or tuples, lists or dicts of such.
             mask: Bool, shaped like the losses, True = counts.
             sample_weight: Mass, shaped like the losses.
             rows: Bool, which examples count, of those whose mass is known; None = all.
@@ -77,14 +77,12 @@ class ForeignLoss:
         of_probabilities = isinstance(targets, Tensor) and targets.is_floating_point()
         if self.is_cross_entropy and self._own("reduction") == "none" and not of_probabilities:
             return self._cross_entropy(outputs, targets, mask, sample_weight)
-        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
-            return Elements(self.loss(outputs, targets), mask, sample_weight)
         for name, one in (("mask", mask), ("sample_weight", sample_weight)):
             if one is not None:  # their types
                 check_beside(name, one, **{"mask": None, "sample_weight": None, name: one})
         self._check_class_weights()
         elements = self._elements(outputs, targets, mask, sample_weight, rows, omit)
-        if by_sample:
+        if by_sample and isinstance(outputs, Tensor):
             check_examples(elements.losses, outputs)
         return elements
 
@@ -92,7 +90,7 @@ class ForeignLoss:
         return cross_entropy_elements(
             outputs,
             targets,
-            weight=self._own("weight"),
+            weight=self._class_weights(targets),
             ignore_index=self._own("ignore_index", IGNORED_BY_TORCH),
             label_smoothing=self._own("label_smoothing", 0.0),
             mask=mask,
@@ -101,8 +99,8 @@ class ForeignLoss:
 
     def _elements(
         self,
-        outputs: Tensor,
-        targets: Tensor,
+        outputs: Any,
+        targets: Any,
         mask: Tensor | None,
         mass: Tensor | None,
         rows: Tensor | None,
@@ -111,7 +109,7 @@ class ForeignLoss:
         call, kept = self.loss, self._kept(outputs, targets)
         if self._is(nn.NLLLoss, F.nll_loss):
             call = functools.partial(F.nll_loss, ignore_index=self._own("ignore_index", -100), reduction="none")
-            weight = self._own("weight")
+            weight = self._class_weights(targets)
             if weight is not None:
                 own = class_mass(targets, weight)
                 mass = own if mass is None else own * mass
@@ -125,12 +123,14 @@ class ForeignLoss:
         ignored = [] if kept is None else [~kept]
         shown = outputs, targets
         if left_out or ignored:
+            of_targets = left_out if _is_index(targets) else left_out + ignored
+            beside = outputs if isinstance(outputs, Tensor) else None
             shown = (
-                self._replaced(outputs, left_out + ignored, OUTPUT),
-                self._replaced(targets, left_out if _is_index(targets) else left_out + ignored, TARGET, outputs),
+                mapped(outputs, lambda one: self._replaced(one, left_out + ignored, OUTPUT)),
+                mapped(targets, lambda one: self._replaced(one, of_targets, TARGET, beside)),
             )
         twice = omit or (len(left_out + ignored) > 0 and not self._is_of_torch())
-        blind = twice and torch.is_grad_enabled() and not values_are_readable(outputs)
+        blind = twice and torch.is_grad_enabled() and not all(map(values_are_readable, tensors_of(outputs)))
         with torch.no_grad() if blind else contextlib.nullcontext():
             losses = self._called(call, *shown)
         if not isinstance(losses, Tensor) or losses.dim() == 0:
@@ -138,7 +138,8 @@ class ForeignLoss:
         losses = self._refusing_unsaid(losses, outputs, shown[1])
         if kept is not None:
             kept = ~self._spread(~kept, losses, "what its `ignore_index` leaves out")
-        mask, mass, classes = (_flat(one, losses, targets) for one in (mask, mass, targets))
+        classes = targets if isinstance(targets, Tensor) else None
+        mask, mass, classes = (_flat(one, losses, classes) for one in (mask, mass, classes))
         check_beside("losses", losses, mask=mask, sample_weight=mass)
         counts = kept if mask is None or kept is None else mask & kept
         counts = mask if counts is None else counts
@@ -152,7 +153,7 @@ class ForeignLoss:
         self,
         call: Callable[..., Any],
         losses: Tensor,
-        shown: tuple[Tensor, Tensor],
+        shown: tuple[Any, Any],
         gone: list[Tensor],
         omit: bool,
         blind: bool,
@@ -165,37 +166,46 @@ class ForeignLoss:
         if not blind and not bool(wrong.any()):
             return losses
         outputs, targets = shown
-        at_outputs, at_targets = spread(wrong, outputs, self._is_of_torch()), spread(wrong, targets)
-        if at_outputs is None and not blind:
+        known = [spread(wrong, one, self._is_of_torch()) is not None for one in tensors_of(outputs)]
+        if not any(known) and not blind:
+            shape = ", ".join(str(tuple(one.shape)) for one in tensors_of(outputs))
             raise ValueError(
                 "what stands in `outputs` and `targets` where nothing counts must be finite for a loss of shape "
-                f"{tuple(losses.shape)} of outputs of shape {tuple(outputs.shape)}, of which it is not known what "
+                f"{tuple(losses.shape)} of outputs of shape {shape}, of which it is not known what "
                 f"made which number; got a loss of {losses[wrong][0].item():g} there. Replace it before: "
                 "torch.where(counted, targets, 0), and the outputs likewise."
             )
-        if at_outputs is not None:
-            outputs = outputs.masked_fill(at_outputs, OUTPUT)
-        if at_targets is not None:
-            fill = TARGET if targets.is_floating_point() else self._label(targets)
-            targets = targets.masked_fill(at_targets, fill)
+        outputs = mapped(outputs, lambda one: self._filled(one, wrong, OUTPUT))
+        targets = mapped(targets, lambda one: self._filled(one, wrong, TARGET))
         again: Tensor = self._called(call, outputs, targets)
         return again if nan is None else again.masked_fill(nan, torch.nan)
 
-    def _called(self, call: Callable[..., Any], outputs: Tensor, targets: Tensor) -> Any:
+    def _filled(self, values: Tensor, gone: Tensor, fill: float) -> Tensor:
+        """Other values wherever they are known to belong to what is gone."""
+        where = spread(gone, values, self._is_of_torch())
+        if where is None or values.is_complex() or values.dtype == torch.bool:
+            return values
+        return values.masked_fill(where, fill if values.is_floating_point() else self._label(values))
+
+    def _called(self, call: Callable[..., Any], outputs: Any, targets: Any) -> Any:
         losses = call(outputs, targets)
-        if not isinstance(losses, Tensor) or losses.dim() == 0:
+        if not (isinstance(losses, Tensor) and isinstance(targets, Tensor)) or losses.dim() == 0:
             return losses
+        if not isinstance(outputs, Tensor):
+            return losses_of_kept(losses, self._kept(outputs, targets), targets)
         check_no_broadcast(losses, outputs, targets)
         if losses.dim() == targets.dim() + 1 and losses.squeeze(1).shape == targets.shape:
             losses = losses.squeeze(1)  # who gathers the loss of a class keeps its dimension
         return losses_of_kept(losses, self._kept(outputs, targets), targets)
 
-    def _refusing_unsaid(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _refusing_unsaid(self, losses: Tensor, outputs: Any, targets: Any) -> Tensor:
         """The losses; what is no class, counts and costs nothing, is ignored in a way that nobody said: NaN.
 
         Raises:
             ValueError: Instead, where values can be read.
         """
+        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+            return losses
         classes = _number_of_classes(outputs, targets)
         if classes is None or not _is_index(targets) or losses.shape != targets.shape or self._is_of_torch():
             return losses
@@ -241,14 +251,17 @@ class ForeignLoss:
         known = _is_whole(ignore_index) and limits is not None and limits.min <= ignore_index <= limits.max
         return int(ignore_index) if known else 0
 
-    def _kept(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    def _kept(self, outputs: Any, targets: Any) -> Tensor | None:
         """Which targets are not the one that the loss ignores; None where it ignores none."""
         ignore_index = self._own("ignore_index", IGNORED_BY_TORCH if self._is(nn.NLLLoss, F.nll_loss) else None)
-        if not _is_whole(ignore_index) or targets.is_complex() or targets.dtype == torch.bool:
+        if not _is_whole(ignore_index) or not isinstance(targets, Tensor):
+            return None
+        if targets.is_complex() or targets.dtype == torch.bool:
             return None
         if self.is_cross_entropy:
             return None  # of probabilities, torch ignores none
-        channels = outputs.shape[1] if outputs.dim() > 1 and targets.shape == outputs.shape else 1
+        same = isinstance(outputs, Tensor) and outputs.dim() > 1 and targets.shape == outputs.shape
+        channels = outputs.shape[1] if same else 1
         if channels > 1 and 0 <= ignore_index < channels:
             raise ValueError(
                 f"`ignore_index` of the loss must be no channel where the targets are shaped like the outputs; got "
@@ -265,6 +278,12 @@ class ForeignLoss:
                 f"{what}; got {tuple(losses.shape)}. Make the loss without it, and pass what counts as `mask`."
             )
         return where.expand(losses.shape)
+
+    def _class_weights(self, targets: Any) -> Tensor | None:
+        weight = self._own("weight")
+        if weight is None or isinstance(weight, Tensor):
+            return weight
+        return torch.as_tensor(weight, dtype=torch.float32, device=targets.device)
 
     def _own(self, name: str, default: Any = None) -> Any:
         """What the loss was made of."""
@@ -357,8 +376,8 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_index(targets: Tensor) -> bool:
-    return not targets.is_floating_point()
+def _is_index(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and not targets.is_floating_point()
 
 
 def _number_of_classes(outputs: Tensor, targets: Tensor) -> int | None:
@@ -367,9 +386,11 @@ def _number_of_classes(outputs: Tensor, targets: Tensor) -> int | None:
     return outputs.shape[1] if outputs.dim() > 1 and targets.shape in indices else None
 
 
-def _flat(one: Any, losses: Tensor, targets: Tensor) -> Any:
+def _flat(one: Any, losses: Tensor, targets: Tensor | None) -> Any:
     """What is shaped like the targets, flat where the losses are; what has a dimension too many, without."""
     if one is not None and one.dim() == losses.dim() + 1 and one.squeeze(1).shape == losses.shape:
         return one.squeeze(1)
-    flat = one is not None and losses.dim() == 1 and one.shape == targets.shape and one.numel() == losses.numel()
+    if one is None or targets is None:
+        return one
+    flat = losses.dim() == 1 and one.shape == targets.shape and one.numel() == losses.numel()
     return one.reshape(-1) if flat else one

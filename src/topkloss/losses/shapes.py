@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,6 +47,28 @@ def spread(gone: Tensor, over: Tensor, classes_first: bool = False) -> Tensor | 
     if gone.numel() == over.numel() and 1 in (gone.dim(), over.dim()):
         return gone.reshape(wanted)
     return None
+
+
+def mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The function's answers in the place of the tensors of a tuple, list or dict."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        copied = copy.copy(tree)
+        copied.update({name: mapped(one, function) for name, one in tree.items()})
+        return copied
+    if isinstance(tree, tuple | list):
+        every = [mapped(one, function) for one in tree]
+        return type(tree)(*every) if hasattr(tree, "_fields") else type(tree)(every)
+    return tree
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a tuple, list or dict."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else ()
+    return [found for one in parts for found in tensors_of(one)]
 
 
 def check_no_broadcast(losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
