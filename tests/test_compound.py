@@ -206,6 +206,8 @@ def test_stacked_scales_are_no_list() -> None:
     with pytest.raises(TypeError, match=r"got a tensor of shape \(2, 2, 3, 8, 8\).*pass outputs.unbind\(1\)"):
         criterion(stacked, targets)
     assert criterion(stacked.unbind(1), targets) == criterion([outputs, outputs], targets)
+    with pytest.raises(TypeError, match=r"`outputs` must be one tensor per scale; got dict among them"):
+        criterion([{"out": outputs}, outputs], targets)
     with pytest.raises(ValueError, match=r"`targets` and `weights` must be as many; got 1 and 2"):
         criterion([outputs, outputs], [targets])
 

@@ -21,6 +21,7 @@ from topkloss import (
     HardNegativeLoss,
     OHEMLoss,
 )
+from topkloss.losses import hinge_loss, logistic_loss, squared_hinge_loss
 
 WEIGHT = torch.tensor([0.5, 1.0, 2.0, 0.0, 7.0], dtype=torch.float64)
 GIVEN: list[dict[str, Any]] = [
@@ -503,6 +504,19 @@ def test_outputs_of_several_tensors_keep_the_law(kind: Any) -> None:
     expected = AverageTopKLoss(gaussian, fraction=0.4)(outputs(kept), targets[kept])
     assert_same(AverageTopKLoss(gaussian, fraction=0.4)(outputs(), poisoned, mask=kept), expected, weights)
     assert_same(AverageTopKLoss(gaussian, fraction=0.4, nan_policy="omit")(outputs(), poisoned), expected, weights)
+
+
+@pytest.mark.parametrize("garbage", [math.nan, 77.0, 0.0])
+@pytest.mark.parametrize("loss", [hinge_loss, squared_hinge_loss, logistic_loss, nn.SoftMarginLoss(reduction="none")])
+def test_a_loss_of_margins_does_not_see_labels_that_do_not_count(loss: Any, garbage: float) -> None:
+    inputs, weights, targets, mask = setup(16, 3)
+    signs = torch.where(targets > 0.5, 1.0, -1.0).double()
+    expected = AverageTopKLoss(loss, fraction=0.4)((inputs @ weights)[mask], signs[mask])
+    criterion = AverageTopKLoss(loss, fraction=0.4)
+    assert_same(criterion(inputs @ weights, signs.masked_fill(~mask, garbage), mask=mask), expected, weights)
+    if not math.isnan(garbage):
+        whole = signs.long().masked_fill(~mask, int(garbage))
+        assert_same(criterion(inputs @ weights, whole, mask=mask), expected, weights)
 
 
 def test_class_weights_in_a_list() -> None:

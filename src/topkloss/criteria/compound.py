@@ -172,6 +172,12 @@ class DeepSupervisionLoss(nn.Module):
         """What the criterion is given at each scale, None where the weight is 0."""
         every = in_order("outputs", outputs, self.names)
         check_weights_of_parts("outputs", len(every), self.weights)
+        for one in every:
+            if not isinstance(one, Tensor):
+                raise TypeError(
+                    f"`outputs` must be one tensor per scale; got {type(one).__name__} among them. Pass the logits "
+                    "alone."
+                )
         if isinstance(targets, Tensor) and (mask is None or isinstance(mask, Tensor)):
             check_beside("targets", targets, mask=mask)
         finest = max(math.prod(every[0].shape[2:]), 1)

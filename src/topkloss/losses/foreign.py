@@ -23,8 +23,11 @@ from topkloss.base.tensors import values_are_readable
 from topkloss.losses.elements import Elements, class_mass, cross_entropy_elements
 from topkloss.losses.shapes import check_examples, check_no_broadcast, losses_of_kept, mapped, spread, tensors_of
 
-# What stands where nothing counts: inside the domain of every loss (a probability, positive), and apart.
-OUTPUT, TARGET = 0.5, 0.25
+# What stands where nothing counts: in the domain of every loss (a probability, positive, a margin's label), and apart.
+OUTPUT, TARGET = 0.5, 1.0
+
+# Whose losses are known to give each element a loss of its own outputs and target.
+KNOWN = ("torch.nn.modules.loss", "torch.nn.functional", "torch._C._nn", "topkloss.losses.pointwise")
 
 # Words by which a loss says that it returns one number.
 REDUCING = ("mean", "sum", "batchmean", "elementwise_mean", "batchwise_mean")
@@ -176,16 +179,16 @@ class ForeignLoss:
                 "torch.where(counted, targets, 0), and the outputs likewise."
             )
         outputs = mapped(outputs, lambda one: self._filled(one, wrong, OUTPUT))
-        targets = mapped(targets, lambda one: self._filled(one, wrong, TARGET))
+        targets = mapped(targets, lambda one: self._filled(one, wrong, TARGET, outputs))
         again: Tensor = self._called(call, outputs, targets)
         return again if nan is None else again.masked_fill(nan, torch.nan)
 
-    def _filled(self, values: Tensor, gone: Tensor, fill: float) -> Tensor:
+    def _filled(self, values: Tensor, gone: Tensor, fill: float, outputs: Any = None) -> Tensor:
         """Other values wherever they are known to belong to what is gone."""
         where = spread(gone, values, self._is_of_torch())
         if where is None or values.is_complex() or values.dtype == torch.bool:
             return values
-        return values.masked_fill(where, fill if values.is_floating_point() else self._label(values))
+        return values.masked_fill(where, fill if values.is_floating_point() else self._label(values, outputs))
 
     def _called(self, call: Callable[..., Any], outputs: Any, targets: Any) -> Any:
         losses = call(outputs, targets)
@@ -242,14 +245,15 @@ class ForeignLoss:
         if classes is not None and not self._is_of_torch():
             labels = values.long()
             gone = gone & ((labels < 0) | (labels >= classes))
-        return values.masked_fill(gone, self._label(values))
+        return values.masked_fill(gone, self._label(values, outputs))
 
-    def _label(self, targets: Tensor) -> int:
-        """A label that means nothing to the loss: the one it ignores, else 0."""
+    def _label(self, targets: Tensor, outputs: Any) -> int:
+        """A label that the loss takes: the one it ignores, else class 0, or a 1 beside each output."""
         ignore_index = self._own("ignore_index")
         limits = torch.iinfo(targets.dtype) if targets.dtype != torch.bool else None
         known = _is_whole(ignore_index) and limits is not None and limits.min <= ignore_index <= limits.max
-        return int(ignore_index) if known else 0
+        is_class = isinstance(outputs, Tensor) and _number_of_classes(outputs, targets) is not None
+        return int(ignore_index) if known else int(not is_class)
 
     def _kept(self, outputs: Any, targets: Any) -> Tensor | None:
         """Which targets are not the one that the loss ignores; None where it ignores none."""
@@ -303,7 +307,7 @@ class ForeignLoss:
     def _is_of_torch(self) -> bool:
         """Whether an element's loss is known to depend on its own outputs and target alone."""
         kind = self.origin if not isinstance(self.origin, nn.Module) else type(self.origin).forward
-        return getattr(kind, "__module__", "") in ("torch.nn.modules.loss", "torch.nn.functional", "torch._C._nn")
+        return getattr(kind, "__module__", "") in KNOWN
 
     def _check_reduction(self) -> None:
         reduction = self._own("reduction")
