@@ -258,8 +258,9 @@ def test_scores_are_passed_on() -> None:
     assert AverageRankedRangeLoss(torch.sub, k=1, drop=1)(losses, zeros, scores=scores) == 3
 
 
-@pytest.mark.parametrize("criterion", [AverageTopKLoss(nn.MSELoss(), k=1), AverageTopKLoss(F.mse_loss, k=1)])
-def test_a_loss_that_is_already_reduced_is_refused(criterion: AverageTopKLoss) -> None:
+def test_a_loss_that_is_already_reduced_is_refused() -> None:
+    """Where nothing says so before: what says so by its `reduction` is refused when the criterion is made."""
+    criterion = AverageTopKLoss(lambda outputs, targets: F.mse_loss(outputs, targets), k=1)
     with pytest.raises(ValueError, match=r'already reduced.*reduction="none"'):
         criterion(torch.zeros(3), torch.zeros(3))
 
@@ -363,6 +364,8 @@ def test_only_an_unreduced_cross_entropy_of_torch_is_taken_for_one() -> None:
             return super().forward(outputs, targets) + 1
 
     own = Own(reduction="none")
-    assert AverageTopKLoss(own, k=2).loss is own
-    with pytest.raises(ValueError, match="already reduced"):
-        AverageTopKLoss(nn.CrossEntropyLoss(), k=2)(torch.randn(8, 3), torch.zeros(8, dtype=torch.long))
+    outputs, targets = torch.randn(8, 3), torch.zeros(8, dtype=torch.long)
+    expected = F.cross_entropy(outputs, targets) + 1
+    torch.testing.assert_close(AverageTopKLoss(own, fraction=1)(outputs, targets), expected)
+    with pytest.raises(ValueError, match=r'must not be reduced; got CrossEntropyLoss with reduction="mean"'):
+        AverageTopKLoss(nn.CrossEntropyLoss(), k=2)

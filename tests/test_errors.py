@@ -635,12 +635,12 @@ MINING: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
             f"a plain loss in {kind.__name__}",
             lambda kind=kind, given=given: kind(given, weights=[1]),
             TypeError,
-            f"`{name}` must be of topkloss, like AverageTopKLoss; got CrossEntropyLoss. For the plain mean of a "
-            "loss that is not reduced pass AverageTopKLoss(loss, fraction=1).",
+            f"`{name}` must be of topkloss, like AverageTopKLoss, or return one number; got CrossEntropyLoss. For the "
+            "plain mean of a loss that is not reduced pass AverageTopKLoss(loss, fraction=1).",
         )
         for kind, name, given in (
-            (CompoundLoss, "criteria", [torch.nn.CrossEntropyLoss()]),
-            (DeepSupervisionLoss, "criterion", torch.nn.CrossEntropyLoss()),
+            (CompoundLoss, "criteria", [torch.nn.CrossEntropyLoss(reduction="none")]),
+            (DeepSupervisionLoss, "criterion", torch.nn.CrossEntropyLoss(reduction="none")),
         )
     ),
     (

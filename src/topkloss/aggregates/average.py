@@ -25,7 +25,7 @@ from topkloss.base.arguments import (
     check_tensors,
 )
 from topkloss.ranking.rank import rank
-from topkloss.ranking.selection import above, everything, hard_negatives, kth, largest, positives_first, top_k
+from topkloss.ranking.selection import above, everything, hard_negatives, kth, largest, loss_of, positives_first, top_k
 
 __all__ = [
     "average",
@@ -261,7 +261,8 @@ def kth_largest(
 def average_above(
     losses: Tensor,
     *,
-    threshold: float,
+    threshold: float | None = None,
+    probability: float | None = None,
     min_kept: float | None = None,
     min_fraction: float | None = None,
     mask: Tensor | None = None,
@@ -279,8 +280,9 @@ def average_above(
 
     Args:
         losses: See `average_top_k`.
-        threshold: In the unit of the losses (of `scores`, where given), compared strictly. Where others ask for a
-            probability p of the right class below which a pixel is hard, the cross-entropy is above ``-math.log(p)``.
+        threshold: In the unit of the losses (of `scores`, where given), compared strictly.
+        probability: p in (0, 1], in place of a threshold of -log p: the probability of the right class below which an
+            element is hard, where the losses are cross-entropies in nats. Exactly one of the two.
         min_kept: Least mass that is kept, >= 0; above S it means all.
         min_fraction: `min_kept` as a share of the counted mass, 0 < min_fraction <= 1. At most one of the two; without
             them nothing may be kept, and the value is then 0 with gradient 0.
@@ -300,10 +302,10 @@ def average_above(
     Reference: Shrivastava, Gupta, Girshick. Training Region-based Object Detectors with Online Hard Example Mining.
         CVPR 2016; for pixels, in this form, the `OhemCrossEntropy` of HRNet and the `OhemCELoss` of BiSeNet.
     """
-    check_floor(threshold, min_kept, min_fraction)
+    check_floor(threshold, probability, min_kept, min_fraction)
     given: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "scores": scores, "groups": groups}
     rankings = rank(losses, **given, nan_policy=nan_policy)
-    return rankings.by(above(threshold, min_kept, min_fraction)).dot(losses)
+    return rankings.by(above(loss_of(threshold, probability), min_kept, min_fraction)).dot(losses)
 
 
 def average_hard_negatives(

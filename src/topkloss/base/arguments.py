@@ -47,9 +47,20 @@ def check_drop(drop: float | None, drop_fraction: float | None, *, required: boo
         in_range("drop_fraction", drop_fraction, "0 <=", "< 1", hint=hint)
 
 
-def check_floor(threshold: float, min_kept: float | None, min_fraction: float | None) -> None:
-    """A threshold, and at most one of the least number and the least share that are kept."""
-    if math.isnan(real_number("threshold", threshold)):
+def check_floor(
+    threshold: float | None, probability: float | None, min_kept: float | None, min_fraction: float | None
+) -> None:
+    """A threshold or a probability, and at most one of the least number and the least share that are kept."""
+    if (threshold is None) == (probability is None):
+        got = "neither" if threshold is None else f"threshold={threshold!r} and probability={probability!r}"
+        raise ValueError(
+            f"exactly one of `threshold`, a loss, and `probability` must be given; got {got}. To keep what has a "
+            "probability of its class below 0.7 pass probability=0.7."
+        )
+    if probability is not None:
+        hint = "To keep what has a probability of its class below 0.7 pass probability=0.7; a loss is a threshold=."
+        in_range("probability", probability, "0 <", "<= 1", hint=hint)
+    if threshold is not None and math.isnan(real_number("threshold", threshold)):
         raise ValueError("`threshold` must be a number; got nan. To keep a share of the elements use average_top_k.")
     if min_kept is not None and min_fraction is not None:
         raise ValueError(
@@ -61,6 +72,36 @@ def check_floor(threshold: float, min_kept: float | None, min_fraction: float | 
     if min_fraction is not None:
         in_range(
             "min_fraction", min_fraction, "0 <", "<= 1", hint="To keep at least a sixteenth pass min_fraction=1/16."
+        )
+
+
+def check_reach(
+    threshold: float, probability: float | None, loss: str, least: float, most: float, *, has_floor: bool
+) -> None:
+    """A threshold that something of the loss can lie above, and something below.
+
+    Args:
+        threshold: In the unit of the losses.
+        probability: What it was given as, if it was.
+        loss: Its name.
+        least, most: What is known of it.
+        has_floor: Whether something is kept in any case.
+    """
+    both = "For a probability of the right class pass probability=0.7, or its loss, threshold=-math.log(0.7)."
+    if probability is not None and most < math.inf:
+        raise ValueError(
+            f"`probability` must be that of a cross-entropy; got {probability:g} for {loss}, which is none. Pass a "
+            f"threshold= between {least:g} and {most:g}."
+        )
+    if threshold >= most and not has_floor:
+        raise ValueError(
+            f"`threshold` must be below {most:g}, the most that {loss} can reach; got {threshold:g}, above which there "
+            f"is nothing to keep. Pass a smaller one, or min_kept=. {both}"
+        )
+    if threshold < least:
+        raise ValueError(
+            f"`threshold` must be >= {least:g}, the least that {loss} can be; got {threshold:g}, by which all is "
+            f"kept. {both}"
         )
 
 

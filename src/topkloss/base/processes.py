@@ -40,8 +40,35 @@ WORLD = World()
 ProcessGroup: TypeAlias = "dist.ProcessGroup | DeviceMesh | World"
 
 
-def check_process_group(process_group: Any) -> None:
-    """What may be ranked with."""
+class HeldGroup:
+    """A process group, which a copy of what holds it shares, as processes cannot be copied."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def __repr__(self) -> str:
+        if not isinstance(self.group, dist.ProcessGroup):
+            return repr(self.group)
+        return f"<process group of {self.group.size()}>"
+
+    def __deepcopy__(self, memo: Any) -> HeldGroup:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self.group, World | DeviceMesh | None):
+            return HeldGroup, (self.group,)
+        raise TypeError(
+            f"`process_group` must be WORLD or a mesh to be pickled; got {self!r}, which means nothing to another "
+            "program. Set process_group=None before, or save the state_dict."
+        )
+
+
+def own_group(process_group: Any) -> ProcessGroup | None:
+    """What may be ranked with; torch's own word for all processes is `WORLD`.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
     is_group = isinstance(process_group, World) or (
         dist.is_available() and isinstance(process_group, dist.ProcessGroup)
     )
@@ -53,6 +80,8 @@ def check_process_group(process_group: Any) -> None:
             f"`process_group` must be WORLD, a process group or a mesh of one dimension; got {got}. "
             'Of a larger mesh pass one dimension, mesh["dp"].'
         )
+    is_all = is_group and dist.is_initialized() and process_group is dist.group.WORLD
+    return WORLD if is_all else cast("ProcessGroup | None", process_group)
 
 
 def ranks_of(process_group: Any) -> Ranks | None:

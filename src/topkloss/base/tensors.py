@@ -18,12 +18,12 @@ Versions = tuple[int | None, ...]
 
 def values_are_readable(tensor: Tensor) -> bool:
     """Whether Python may look at values here without waiting for a device or breaking a trace."""
-    return not _is_traced() and _is_plain(tensor)
+    return not is_traced() and _is_plain(tensor)
 
 
 def memory_is_readable(*tensors: Tensor | None) -> bool:
     """Whether a kernel may read these behind the back of torch: nobody follows the operations on them."""
-    if _is_traced() or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0:
+    if is_traced() or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0:
         return False
     for tensor in tensors:  # a loop: every call of a criterion comes here, and a generator costs as much as a check
         if tensor is None:
@@ -33,7 +33,7 @@ def memory_is_readable(*tensors: Tensor | None) -> bool:
     return True
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     """Whether torch.compile, torch.func or torch.jit.trace follows what happens."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
 

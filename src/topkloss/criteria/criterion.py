@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor, nn
 
 from topkloss.base.arguments import NanPolicy, check_loss, check_nan_policy, check_tensors, check_word
-from topkloss.base.processes import ProcessGroup, Ranks, check_process_group, ranks_of
+from topkloss.base.processes import HeldGroup, ProcessGroup, Ranks, own_group, ranks_of
 from topkloss.losses.elements import (
     ElementLoss,
     Elements,
     IndividualLoss,
     RegionLoss,
-    cross_entropy_elements,
-    is_cross_entropy_of_torch,
 )
 from topkloss.ranking.groups import sample_numbers
 from topkloss.ranking.rank import rank
@@ -25,6 +23,7 @@ from topkloss.ranking.selection import Selection, selection_of
 from topkloss.ranking.tensor_ranking import TensorRanking, tensor_ranking
 
 if TYPE_CHECKING:
+    from topkloss.losses.foreign import ForeignLoss
     from topkloss.ranking.shared import SharedRanking
 
 Level = Literal["element", "sample"]
@@ -32,20 +31,28 @@ Within = Literal["batch", "sample", "class"]
 
 # What a criterion says of itself, in this order.
 SHOWN = (
-    *("k", "fraction", "drop", "drop_fraction", "threshold", "min_kept", "min_fraction", "ratio", "min_negatives"),
-    *("smoothing", "weight", "ignore_index", "label_smoothing", "level", "within"),
+    *("k", "fraction", "drop", "drop_fraction", "threshold", "probability", "min_kept", "min_fraction", "ratio"),
+    *("min_negatives", "smoothing", "weight", "ignore_index", "label_smoothing", "level", "within"),
 )
+
+# And of how it computes, where that is not as usual.
+UNUSUAL = {"nan_policy": "propagate", "backend": "auto", "inplace": False}
 
 
 class OfElements(nn.Module):
     """What every criterion is made of: the individual loss, what is ranked, and NaN.
 
+    A loss that is no `ElementLoss` is taken to give each element a loss of its own outputs and target. Where a mask, a
+    mass of 0, its ``ignore_index`` or ``nan_policy="omit"`` leaves elements out, outputs and targets there are replaced
+    before it is computed: everywhere for torch's own losses; for others where they are not finite, are no class, or
+    made a loss that is not finite, for which the loss is computed once more (on accelerators and under torch.compile
+    always, the first time without gradient).
+
     Args:
         loss: Called as ``loss(outputs, targets)``; returns one number per element, not reduced: for a torch
-            loss, ``nn.L1Loss(reduction="none")``. It sees masked elements too: outputs there must be finite and
-            targets legal. An `ElementLoss`, like `CrossEntropy`, knows what counts, and has no such limits. An
-            unreduced ``nn.CrossEntropyLoss`` of class indices is computed as one: what it ignores is not counted, and
-            its class weights are masses.
+            loss, ``nn.L1Loss(reduction="none")``. What it was made of holds, as read at each call: targets equal to its
+            ``ignore_index`` are not counted; class weights of an ``nn.CrossEntropyLoss`` or ``nn.NLLLoss`` are masses,
+            all other weights are part of the loss. An `ElementLoss`, like `CrossEntropy`, says itself what counts.
         level: What is ranked: "element", each loss by itself, or "sample", the mean of each sample's counted
             losses (the first dimension is the batch).
         nan_policy: See `topk_weights`.
@@ -66,11 +73,20 @@ class OfElements(nn.Module):
         check_loss(loss)
         check_word("level", level, "element", "sample", hint='To rank single losses pass "element".')
         check_nan_policy(nan_policy)
-        check_process_group(process_group)
         self.loss = loss
         self.level = level
         self.nan_policy: NanPolicy = nan_policy
         self.process_group = process_group
+        self._foreign = None if loss is None or isinstance(loss, ElementLoss) else foreign_loss(loss)
+
+    @property
+    def process_group(self) -> ProcessGroup | None:
+        """The processes whose elements are ranked together; None = its own."""
+        return cast("ProcessGroup | None", self._group.group)
+
+    @process_group.setter
+    def process_group(self, process_group: ProcessGroup | None) -> None:
+        self._group = HeldGroup(own_group(process_group))
 
     def elements(
         self,
@@ -92,7 +108,7 @@ class OfElements(nn.Module):
         if self.level == "element":
             elements = self._elements(outputs, targets, mask, sample_weight)
         else:
-            elements = self._elements(outputs, targets, mask, None).of_samples()._replace(sample_weight=sample_weight)
+            elements = self._samples(outputs, targets, mask, sample_weight)
         if scores is not None:
             elements = elements._replace(scores=scores)
         ranked_by = self._scores(elements, targets)
@@ -110,20 +126,30 @@ class OfElements(nn.Module):
         if isinstance(self.loss, ElementLoss):
             elements: Elements = self.loss(outputs, targets, mask=mask, sample_weight=mass)
             return elements
-        of_probabilities = isinstance(targets, Tensor) and targets.is_floating_point()
-        if is_cross_entropy_of_torch(self.loss) and not of_probabilities:  # what it was made of is read now
-            return cross_entropy_elements(
-                outputs,
-                targets,
-                weight=self.loss.weight,
-                ignore_index=self.loss.ignore_index,
-                label_smoothing=self.loss.label_smoothing,
-                mask=mask,
-                sample_weight=mass,
-            )
         if self.loss is None:
             raise NotImplementedError(f"{type(self).__name__} has no `loss`, and must define `_elements`.")
-        return Elements(self.loss(outputs, targets), mask, mass, classes=targets)
+        return self._foreign_elements(outputs, targets, mask, mass, None)
+
+    def _samples(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
+        """One loss per sample, and what counts."""
+        if self.loss is None or isinstance(self.loss, ElementLoss):
+            elements = self._elements(outputs, targets, mask, None)
+        else:
+            rows = None
+            if isinstance(mass, Tensor) and isinstance(outputs, Tensor) and mass.shape == outputs.shape[:1]:
+                rows = mass != 0
+            elements = self._foreign_elements(outputs, targets, mask, None, rows)
+        return elements.of_samples()._replace(sample_weight=mass)
+
+    def _foreign_elements(
+        self, outputs: Any, targets: Any, mask: Tensor | None, mass: Tensor | None, rows: Tensor | None
+    ) -> Elements:
+        """Those of a loss that knows nothing of masks; `rows`: which examples count, of those whose mass is known."""
+        if self._foreign is None or self._foreign.loss is not self.loss:
+            self._foreign = foreign_loss(self.loss)
+        by_sample = "sample" in (self.level, getattr(self, "within", "batch"))
+        given: dict[str, Any] = {"mask": mask, "sample_weight": mass, "rows": rows, "by_sample": by_sample}
+        return self._foreign.elements(outputs, targets, **given, omit=self.nan_policy == "omit")
 
     def _scores(self, elements: Elements, targets: Tensor) -> Tensor | None:
         """What is ranked by; None = the losses."""
@@ -165,14 +191,29 @@ class OfElements(nn.Module):
         """What is asked, in words."""
         scale = "" if elements.scale == 1.0 else f" at the scale {elements.scale:g}"
         loss = f", loss={self.loss}" if isinstance(self.loss, ElementLoss) else ""
-        return f'{type(self).__name__}({self.extra_repr()}, nan_policy="{self.nan_policy}"{loss}).{method}{scale}'
+        return f'{type(self).__name__}({self._asked()}, nan_policy="{self.nan_policy}"{loss}).{method}{scale}'
 
     def extra_repr(self) -> str:
         """Parameters as they were given; a loss that is a module follows by itself."""
+        shown = [] if self.process_group is None else [f"process_group={self._group}"]
+        for name, usual in UNUSUAL.items():
+            if getattr(self, name, usual) != usual:
+                shown.append(f"{name}={getattr(self, name)!r}")
+        return ", ".join([*filter(None, [self._asked()]), *shown])
+
+    def _asked(self) -> str:
+        """What decides the value, the same on all processes."""
         given = {name: value for name, value in vars(self).items() if name in SHOWN and value is not None}
         if isinstance(self._buffers.get("weight"), Tensor):
             given["weight"] = tuple(self._buffers["weight"].shape)  # type: ignore[union-attr]
         return ", ".join(f"{name}={given[name]!r}" for name in SHOWN if name in given)
+
+
+def foreign_loss(loss: Any) -> ForeignLoss:
+    """What there is to know of a loss that is no `ElementLoss`."""
+    from topkloss.losses.foreign import ForeignLoss  # only here: what is imported at once is to be light
+
+    return ForeignLoss(loss)
 
 
 class Criterion(OfElements):

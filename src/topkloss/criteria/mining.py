@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
 
-from topkloss.base.arguments import NanPolicy, check_floor, check_positives, check_ratio
+from topkloss.base.arguments import NanPolicy, check_floor, check_positives, check_ratio, check_reach
 from topkloss.base.processes import ProcessGroup
 from topkloss.criteria.criterion import Criterion, Level, Within
-from topkloss.losses.elements import Elements, IndividualLoss, scaled
+from topkloss.losses import regions
+from topkloss.losses.elements import CrossEntropy, Elements, IndividualLoss, RegionLoss, scaled
 from topkloss.ranking.ranking import Rule
-from topkloss.ranking.selection import above, hard_negatives, positives_first
+from topkloss.ranking.selection import above, hard_negatives, loss_of, positives_first
 
 __all__ = ["HardNegativeLoss", "OHEMLoss"]
 
@@ -22,14 +24,19 @@ class OHEMLoss(Criterion):
     Args:
         loss, level, nan_policy, process_group: See `OfElements`.
         within: See `Criterion`.
-        threshold: Losses above it are kept. For a probability p of the right class, ``-math.log(p)``.
+        threshold: Losses above it are kept, in the unit of the losses: nats for a cross-entropy.
+        probability: p in (0, 1]: losses above -log p are kept, which are the elements whose right class has a
+            probability below p, if the loss is a cross-entropy. Exactly one of the two.
         min_kept: Least mass that is kept, >= 0.
         min_fraction: `min_kept` as a share of the counted mass, 0 < min_fraction <= 1. At most one of the two.
 
+    Raises:
+        ValueError: Also if a threshold is known to keep nothing of its loss, or everything: a Dice loss is at most 1, a
+            cross-entropy at least 0, and nothing is above infinity.
+
     Example:
-        >>> import math
         >>> from topkloss import CrossEntropy
-        >>> criterion = OHEMLoss(CrossEntropy(ignore_index=255), threshold=-math.log(0.7), min_fraction=1 / 16)
+        >>> criterion = OHEMLoss(CrossEntropy(ignore_index=255), probability=0.7, min_fraction=1 / 16)
         >>> criterion(torch.tensor([[4.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 0, 255]))
         tensor(1.3133)
     """
@@ -38,7 +45,8 @@ class OHEMLoss(Criterion):
         self,
         loss: IndividualLoss,
         *,
-        threshold: float,
+        threshold: float | None = None,
+        probability: float | None = None,
         min_kept: float | None = None,
         min_fraction: float | None = None,
         level: Level = "element",
@@ -47,13 +55,26 @@ class OHEMLoss(Criterion):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(loss, level=level, within=within, nan_policy=nan_policy, process_group=process_group)
-        check_floor(threshold, min_kept, min_fraction)
+        check_floor(threshold, probability, min_kept, min_fraction)
+        has_floor = min_kept or min_fraction
+        check_reach(loss_of(threshold, probability), probability, *self._range(), has_floor=bool(has_floor))
         self.threshold = threshold
+        self.probability = probability
         self.min_kept = min_kept
         self.min_fraction = min_fraction
 
     def _rule(self, scale: float) -> Rule:
-        return above(self.threshold, scaled(self.min_kept, scale), self.min_fraction)
+        return above(loss_of(self.threshold, self.probability), scaled(self.min_kept, scale), self.min_fraction)
+
+    def _range(self) -> tuple[str, float, float]:
+        """What is known of the loss: its name, the least and the most that it can be."""
+        if isinstance(self.loss, CrossEntropy) or (self._foreign is not None and self._foreign.is_cross_entropy):
+            return "a cross-entropy", 0.0, math.inf
+        if isinstance(self.loss, RegionLoss):
+            name = getattr(getattr(self.loss.loss, "func", self.loss.loss), "__name__", "")
+            if name in regions.__all__:
+                return name, 0.0, 1.0
+        return type(self.loss).__name__, -math.inf, math.inf
 
 
 class HardNegativeLoss(Criterion):

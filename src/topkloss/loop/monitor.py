@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from topkloss.base.arguments import check_same_shape
-from topkloss.base.processes import ProcessGroup, ranks_of
+from topkloss.base.processes import ProcessGroup, own_group, ranks_of
 from topkloss.ranking.selection import Selection
 
 __all__ = ["MiningStatistics", "Monitor"]
@@ -62,7 +62,7 @@ class Monitor:
 
     def __init__(self, classes: int = 0, *, process_group: ProcessGroup | None = None) -> None:
         self.classes = classes
-        self.process_group = process_group
+        self.process_group = own_group(process_group)
         self.reset()
 
     def reset(self) -> None:
@@ -81,6 +81,11 @@ class Monitor:
         Raises:
             ValueError: If the shapes differ.
         """
+        if not isinstance(selection, Selection):
+            raise TypeError(
+                f"`selection` must be what a criterion selected; got {type(selection).__name__}. A part of a sum that "
+                "returns one number, or has the weight 0, selects nothing: pass over it."
+            )
         if self.classes and classes is not None:
             check_same_shape("selection.weights", selection.weights, "classes", classes)
         mass, kept = selection.mass, selection.mass * selection.kept

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from topkloss.base.arguments import check_tensors, is_whole
 from topkloss.base.processes import Ranks, Work, ranks_of
 from topkloss.base.tensors import computing_dtype
-from topkloss.criteria.compound import CompoundLoss, DeepSupervisionLoss, parts_of
+from topkloss.criteria.compound import CompoundLoss, DeepSupervisionLoss, group_of, parts_of, wholes_of
 from topkloss.criteria.criterion import Criterion, OfElements
 from topkloss.criteria.dual import DualAverageTopKLoss
 from topkloss.loop.batches import Batch, Inputs, batch_of, pieces
@@ -164,7 +164,7 @@ class SelectiveStep:
             )
         skips = self.start <= self.steps and (self.end is None or self.steps < self.end)
         full = not skips or (self.full_every > 0 and (self.steps + 1) % self.full_every == 0)
-        ranks = ranks_of(parts_of(self.criterion)[0].process_group)
+        ranks = ranks_of(group_of(self.criterion))
         batch = _together(ranks, lambda: batch_of(inputs, targets, mask, sample_weight))
         plain = len(targets) <= self.micro_batch and (full or _asked(self.criterion) > MOST_THAT_PAYS)
         if ranks is not None:  # all take the same way, for DistributedDataParallel talks in its forward pass too
@@ -358,6 +358,11 @@ def _check(model: nn.Module, criterion: nn.Module) -> None:
         raise TypeError(
             f"`criterion` must be one of topkloss, like AverageTopKLoss; got {type(criterion).__name__}. For a plain "
             "mean pass AverageTopKLoss(loss, fraction=1)."
+        )
+    for whole in wholes_of(criterion):
+        raise ValueError(
+            "`criterion` must rank examples in all its parts, so that some can be skipped; got "
+            f"{whole.name}, one number of the whole batch, which needs them all. Take a plain step, or a RegionLoss."
         )
     groups = [part.process_group for part in parts_of(criterion)]
     if any(group is not groups[0] for group in groups):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -260,11 +260,6 @@ def check_backend(backend: str) -> None:
             '`backend` must be "auto" or "torch" where the native kernels are missing; got "native". '
             "`topkloss doctor` says why they are; install from source with a C++ compiler."
         )
-
-
-def is_cross_entropy_of_torch(loss: object) -> TypeGuard[nn.CrossEntropyLoss]:
-    """Whether the kernels can compute it: torch's own class, not reduced."""
-    return type(loss) is nn.CrossEntropyLoss and loss.reduction == "none"
 
 
 def scaled(count: float | None, scale: float) -> float | None:

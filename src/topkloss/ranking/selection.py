@@ -11,6 +11,7 @@ proportion to their mass. A rule says of one ranking which interval of it weighs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -294,6 +295,13 @@ def above(threshold: float, min_kept: float | None, min_fraction: float | None) 
         return ranking.above(threshold, floor)
 
     return rule
+
+
+def loss_of(threshold: float | None, probability: float | None) -> float:
+    """The threshold, in the unit of the losses: of a probability its cross-entropy in nats."""
+    if threshold is not None:
+        return threshold
+    return -math.log(probability or 1.0) + 0.0  # of 1 it is 0, not -0
 
 
 def hard_negatives(ratio: float, min_negatives: float) -> Rule:

@@ -1,0 +1,400 @@
+"""A loss of another library: what it was made of is honoured, and what does not count is kept from it.
+
+Assumed of it is that an element's loss depends on the element's own outputs and target alone. Of torch's losses that is
+known, and outputs and targets are replaced wherever they do not count. In the losses of others only what could hurt is
+replaced there: what is not finite, labels that are no class, and what made a loss that is not finite. So a loss of
+windows or of pairs, whose elements share their neighbours' outputs, keeps its value where its inputs are finite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from topkloss.base.arguments import check_beside
+from topkloss.base.tensors import values_are_readable
+from topkloss.losses.elements import Elements, class_mass, cross_entropy_elements
+from topkloss.losses.shapes import check_examples, check_no_broadcast, losses_of_kept, mapped, spread, tensors_of
+
+# What stands where nothing counts: in the domain of every loss (a probability, positive, a margin's label), and apart.
+OUTPUT, TARGET = 0.5, 1.0
+
+# Whose losses are known to give each element a loss of its own outputs and target.
+KNOWN = ("torch.nn.modules.loss", "torch.nn.functional", "torch._C._nn", "topkloss.losses.pointwise")
+
+# Words by which a loss says that it returns one number.
+REDUCING = ("mean", "sum", "batchmean", "elementwise_mean", "batchwise_mean")
+
+# What torch ignores where nobody says otherwise.
+IGNORED_BY_TORCH = -100
+
+
+class ForeignLoss:
+    """A module or callable that returns one number per element, and knows nothing of masks and masses.
+
+    Its ``ignore_index`` is read from the module, the keywords of a ``functools.partial`` or the defaults of a function,
+    and class weights where their meaning is torch's own; modules are read at every call.
+
+    Args:
+        loss: Called as ``loss(outputs, targets)``.
+
+    Raises:
+        ValueError: If it says that it is reduced, or weighs classes in a way that cannot be honoured.
+    """
+
+    def __init__(self, loss: Callable[..., Any]) -> None:
+        self.loss = loss
+        self.origin = _origin(loss)
+        self.named = _named(loss)
+        self._check_reduction()
+        self._check_class_weights()
+
+    def elements(
+        self,
+        outputs: Any,
+        targets: Any,
+        *,
+        mask: Tensor | None,
+        sample_weight: Tensor | None,
+        rows: Tensor | None = None,
+        by_sample: bool = False,
+        omit: bool = False,
+    ) -> Elements:
+        """The losses, and what of them counts.
+
+        Args:
+            outputs, targets: What the loss takes: tensors, or tuples, lists or dicts of such.
+            mask: Bool, shaped like the losses, True = counts.
+            sample_weight: Mass, shaped like the losses.
+            rows: Bool, which examples count, of those whose mass is known; None = all.
+            by_sample: Whether the losses will be told apart by sample.
+            omit: Whether a loss that is NaN will not count.
+        """
+        of_probabilities = isinstance(targets, Tensor) and targets.is_floating_point()
+        if self.is_cross_entropy and self._own("reduction") == "none" and not of_probabilities:
+            return self._cross_entropy(outputs, targets, mask, sample_weight)
+        for name, one in (("mask", mask), ("sample_weight", sample_weight)):
+            if one is not None:  # their types
+                check_beside(name, one, **{"mask": None, "sample_weight": None, name: one})
+        self._check_class_weights()
+        elements = self._elements(outputs, targets, mask, sample_weight, rows, omit)
+        if by_sample and isinstance(outputs, Tensor):
+            check_examples(elements.losses, outputs)
+        return elements
+
+    def _cross_entropy(self, outputs: Any, targets: Any, mask: Tensor | None, sample_weight: Tensor | None) -> Elements:
+        return cross_entropy_elements(
+            outputs,
+            targets,
+            weight=self._class_weights(targets),
+            ignore_index=self._own("ignore_index", IGNORED_BY_TORCH),
+            label_smoothing=self._own("label_smoothing", 0.0),
+            mask=mask,
+            sample_weight=sample_weight,
+        )
+
+    def _elements(
+        self,
+        outputs: Any,
+        targets: Any,
+        mask: Tensor | None,
+        mass: Tensor | None,
+        rows: Tensor | None,
+        omit: bool,
+    ) -> Elements:
+        call, kept = self.loss, self._kept(outputs, targets)
+        if self._is(nn.NLLLoss, F.nll_loss):
+            call = functools.partial(F.nll_loss, ignore_index=self._own("ignore_index", -100), reduction="none")
+            weight = self._class_weights(targets)
+            if weight is not None:
+                own = class_mass(targets, weight)
+                mass = own if mass is None else own * mass
+        # what does not count: by the caller, whose labels mean nothing to the loss, and by the loss itself
+        left_out = [~mask] if mask is not None else []
+        nan = None
+        if omit and self._is(nn.BCELoss, F.binary_cross_entropy) and outputs.shape == targets.shape:
+            nan = outputs.isnan() | targets.isnan()  # which it would refuse rather than return
+            left_out.append(nan)
+        left_out += [one == 0 if one.dtype != torch.bool else ~one for one in (mass, rows) if one is not None]
+        ignored = [] if kept is None else [~kept]
+        shown = outputs, targets
+        if left_out or ignored:
+            of_targets = left_out if _is_index(targets) else left_out + ignored
+            beside = outputs if isinstance(outputs, Tensor) else None
+            shown = (
+                mapped(outputs, lambda one: self._replaced(one, left_out + ignored, OUTPUT)),
+                mapped(targets, lambda one: self._replaced(one, of_targets, TARGET, beside)),
+            )
+        twice = omit or (len(left_out + ignored) > 0 and not self._is_of_torch())
+        blind = twice and torch.is_grad_enabled() and not all(map(values_are_readable, tensors_of(outputs)))
+        with torch.no_grad() if blind else contextlib.nullcontext():
+            losses = self._called(call, *shown)
+        if not isinstance(losses, Tensor) or losses.dim() == 0:
+            return Elements(losses, mask, mass)  # refused where it is ranked
+        losses = self._refusing_unsaid(losses, outputs, shown[1])
+        if kept is not None:
+            kept = ~self._spread(~kept, losses, "what its `ignore_index` leaves out")
+        classes = targets if isinstance(targets, Tensor) else None
+        mask, mass, classes = (_flat(one, losses, classes) for one in (mask, mass, classes))
+        check_beside("losses", losses, mask=mask, sample_weight=mass)
+        counts = kept if mask is None or kept is None else mask & kept
+        counts = mask if counts is None else counts
+        if twice and torch.is_grad_enabled():
+            gone = [one for one in (spread(one, losses) for one in left_out + ignored) if one is not None]
+            losses = self._once_more(call, losses, shown, gone, omit, blind)
+        losses = losses if nan is None else losses.masked_fill(nan, torch.nan)
+        return Elements(losses, counts, mass, classes=classes)
+
+    def _once_more(
+        self,
+        call: Callable[..., Any],
+        losses: Tensor,
+        shown: tuple[Any, Any],
+        gone: list[Tensor],
+        omit: bool,
+        blind: bool,
+    ) -> Tensor:
+        """The losses without what made one that does not count infinite or NaN: its gradient would be NaN."""
+        uncounted = _any(gone) if gone else torch.zeros_like(losses, dtype=torch.bool)
+        nan = losses.isnan() & ~uncounted if omit else None
+        wrong = ~losses.isfinite() & uncounted
+        wrong = (wrong if nan is None else wrong | nan).expand(losses.shape)
+        if not blind and not bool(wrong.any()):
+            return losses
+        outputs, targets = shown
+        known = [spread(wrong, one, self._is_of_torch()) is not None for one in tensors_of(outputs)]
+        if not any(known) and not blind:
+            shape = ", ".join(str(tuple(one.shape)) for one in tensors_of(outputs))
+            raise ValueError(
+                "what stands in `outputs` and `targets` where nothing counts must be finite for a loss of shape "
+                f"{tuple(losses.shape)} of outputs of shape {shape}, of which it is not known what "
+                f"made which number; got a loss of {losses[wrong][0].item():g} there. Replace it before: "
+                "torch.where(counted, targets, 0), and the outputs likewise."
+            )
+        outputs = mapped(outputs, lambda one: self._filled(one, wrong, OUTPUT))
+        targets = mapped(targets, lambda one: self._filled(one, wrong, TARGET, outputs))
+        again: Tensor = self._called(call, outputs, targets)
+        return again if nan is None else again.masked_fill(nan, torch.nan)
+
+    def _filled(self, values: Tensor, gone: Tensor, fill: float, outputs: Any = None) -> Tensor:
+        """Other values wherever they are known to belong to what is gone."""
+        where = spread(gone, values, self._is_of_torch())
+        if where is None or values.is_complex() or values.dtype == torch.bool:
+            return values
+        return values.masked_fill(where, fill if values.is_floating_point() else self._label(values, outputs))
+
+    def _called(self, call: Callable[..., Any], outputs: Any, targets: Any) -> Any:
+        losses = call(outputs, targets)
+        if not (isinstance(losses, Tensor) and isinstance(targets, Tensor)) or losses.dim() == 0:
+            return losses
+        if not isinstance(outputs, Tensor):
+            return losses_of_kept(losses, self._kept(outputs, targets), targets)
+        check_no_broadcast(losses, outputs, targets)
+        if losses.dim() == targets.dim() + 1 and losses.squeeze(1).shape == targets.shape:
+            losses = losses.squeeze(1)  # who gathers the loss of a class keeps its dimension
+        return losses_of_kept(losses, self._kept(outputs, targets), targets)
+
+    def _refusing_unsaid(self, losses: Tensor, outputs: Any, targets: Any) -> Tensor:
+        """The losses; what is no class, counts and costs nothing, is ignored in a way that nobody said: NaN.
+
+        Raises:
+            ValueError: Instead, where values can be read.
+        """
+        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+            return losses
+        classes = _number_of_classes(outputs, targets)
+        if classes is None or not _is_index(targets) or losses.shape != targets.shape or self._is_of_torch():
+            return losses
+        kept, labels = self._kept(outputs, targets), targets.long()
+        unknown = (labels < 0) | (labels >= classes)
+        unknown = unknown if kept is None else unknown & kept
+        readable = values_are_readable(losses)
+        if readable and not bool(unknown.any()):
+            return losses
+        ignores = ((losses.detach() == 0) | ~unknown).all()
+        if readable and bool(ignores):
+            label = int(labels[unknown][0])
+            raise ValueError(
+                f"`targets` must be classes in [0, {classes}) where counted; got {label}, which {self.name} seems to "
+                "ignore without an ignore_index that can be read: it would be counted as a loss of 0. Pass "
+                f"mask=targets != {label}."
+            )
+        return losses if readable else losses.masked_fill(unknown & ignores, torch.nan)
+
+    def _replaced(self, values: Tensor, left_out: list[Tensor], fill: float, outputs: Tensor | None = None) -> Tensor:
+        """The outputs, or the targets of these outputs, with other values where they do not count."""
+        spreads = [spread(one, values, self._is_of_torch()) for one in left_out]
+        where = [one for one in spreads if one is not None]
+        if not where or values.is_complex() or values.dtype == torch.bool:
+            return values
+        gone = _any(where)
+        if values.is_floating_point():
+            if self._is_of_torch():
+                return values.masked_fill(gone, fill)
+            if values_are_readable(values) and bool(values.detach().sum().isfinite()):
+                return values
+            return values.masked_fill(gone & ~values.isfinite(), fill)
+        classes = None if outputs is None else _number_of_classes(outputs, values)
+        if classes is not None and not self._is_of_torch():
+            labels = values.long()
+            gone = gone & ((labels < 0) | (labels >= classes))
+        return values.masked_fill(gone, self._label(values, outputs))
+
+    def _label(self, targets: Tensor, outputs: Any) -> int:
+        """A label that the loss takes: the one it ignores, else class 0, or a 1 beside each output."""
+        ignore_index = self._own("ignore_index")
+        limits = torch.iinfo(targets.dtype) if targets.dtype != torch.bool else None
+        known = _is_whole(ignore_index) and limits is not None and limits.min <= ignore_index <= limits.max
+        is_class = isinstance(outputs, Tensor) and _number_of_classes(outputs, targets) is not None
+        return int(ignore_index) if known else int(not is_class)
+
+    def _kept(self, outputs: Any, targets: Any) -> Tensor | None:
+        """Which targets are not the one that the loss ignores; None where it ignores none."""
+        ignore_index = self._own("ignore_index", IGNORED_BY_TORCH if self._is(nn.NLLLoss, F.nll_loss) else None)
+        if not _is_whole(ignore_index) or not isinstance(targets, Tensor):
+            return None
+        if targets.is_complex() or targets.dtype == torch.bool:
+            return None
+        if self.is_cross_entropy:
+            return None  # of probabilities, torch ignores none
+        same = isinstance(outputs, Tensor) and outputs.dim() > 1 and targets.shape == outputs.shape
+        channels = outputs.shape[1] if same else 1
+        if channels > 1 and 0 <= ignore_index < channels:
+            raise ValueError(
+                f"`ignore_index` of the loss must be no channel where the targets are shaped like the outputs; got "
+                f"{ignore_index} for targets of shape {tuple(targets.shape)}: it might be a value or a channel. Make "
+                "the loss without it, and pass what counts as `mask`."
+            )
+        return torch.ne(targets if targets.is_floating_point() else targets.long(), ignore_index)
+
+    def _spread(self, gone: Tensor, losses: Tensor, what: str) -> Tensor:
+        where = spread(gone, losses, self._is_of_torch())
+        if where is None:
+            raise ValueError(
+                f"the losses must have the shape of the targets, {tuple(gone.shape)}, for it to be known which are "
+                f"{what}; got {tuple(losses.shape)}. Make the loss without it, and pass what counts as `mask`."
+            )
+        return where.expand(losses.shape)
+
+    def _class_weights(self, targets: Any) -> Tensor | None:
+        weight = self._own("weight")
+        if weight is None or isinstance(weight, Tensor):
+            return weight
+        return torch.as_tensor(weight, dtype=torch.float32, device=targets.device)
+
+    def _own(self, name: str, default: Any = None) -> Any:
+        """What the loss was made of."""
+        if name in self.named:
+            return self.named[name]
+        value = getattr(self.origin, name, default) if isinstance(self.origin, nn.Module) else default
+        return default if value is None else value
+
+    def _is(self, module: type[nn.Module], function: Callable[..., Any]) -> bool:
+        """Whether it computes what this module of torch does, whoever derived from it and for whatever defaults."""
+        origin = self.origin
+        if not isinstance(origin, module):
+            return origin is function
+        hooked = origin._forward_hooks or origin._forward_pre_hooks or "forward" in vars(origin)
+        return type(origin).forward is module.forward and not hooked
+
+    def _is_of_torch(self) -> bool:
+        """Whether an element's loss is known to depend on its own outputs and target alone."""
+        kind = self.origin if not isinstance(self.origin, nn.Module) else type(self.origin).forward
+        return getattr(kind, "__module__", "") in KNOWN
+
+    def _check_reduction(self) -> None:
+        reduction = self._own("reduction")
+        reduction = getattr(reduction, "value", reduction)  # of an enumeration
+        if isinstance(reduction, str) and reduction.lower() in REDUCING:
+            raise ValueError(
+                f'`loss` must not be reduced; got {self.name} with reduction="{reduction}", of which one number is '
+                'left, so there is nothing to select from. Pass reduction="none" to it; a loss of the whole batch, '
+                "like Dice, is a part of a CompoundLoss."
+            )
+
+    def _check_class_weights(self) -> None:
+        weighted = isinstance(self.origin, nn.CrossEntropyLoss | nn.NLLLoss) and self._own("weight") is not None
+        known = self.is_cross_entropy or self._is(nn.NLLLoss, F.nll_loss)
+        if weighted and not known:
+            raise ValueError(
+                f"`loss` must not weigh classes in a forward pass of its own; got {self.name} with weight=, whose mean "
+                "is not known. Make it without, and pass the weight of each target's class as `sample_weight`."
+            )
+
+    @property
+    def is_cross_entropy(self) -> bool:
+        """Whether it computes torch's own."""
+        return self._is(nn.CrossEntropyLoss, F.cross_entropy)
+
+    @property
+    def name(self) -> str:
+        """Of the module's class, or of the function."""
+        origin = self.origin
+        return getattr(origin, "__name__", type(origin).__name__)
+
+
+def _origin(loss: Any) -> Any:
+    """The module or function itself: what a partial, a bound method or torch.compile wraps."""
+    while True:
+        if isinstance(loss, functools.partial):
+            loss = loss.func
+        elif isinstance(getattr(loss, "_orig_mod", None), nn.Module):
+            loss = loss._orig_mod
+        elif (
+            inspect.ismethod(loss) and isinstance(loss.__self__, nn.Module) and loss.__name__ in ("forward", "__call__")
+        ):
+            loss = loss.__self__
+        else:
+            return loss
+
+
+def _named(loss: Any) -> dict[str, Any]:
+    """The keywords of a partial, above the defaults of its function."""
+    given: dict[str, Any] = {}
+    while isinstance(loss, functools.partial):
+        given = {**loss.keywords, **given}
+        loss = loss.func
+    if isinstance(loss, nn.Module) or isinstance(getattr(loss, "__self__", None), nn.Module):
+        return given
+    with contextlib.suppress(TypeError, ValueError):  # a builtin has no signature
+        parameters = inspect.signature(loss).parameters.values()
+        given = {one.name: one.default for one in parameters if one.default is not one.empty} | given
+    return {**given, "reduction": "none"} if given.get("reduce") is False else given  # torch's older word
+
+
+def _any(conditions: list[Tensor]) -> Tensor:
+    found = conditions[0]
+    for one in conditions[1:]:
+        found = found | one
+    return found
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_index(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and not targets.is_floating_point()
+
+
+def _number_of_classes(outputs: Tensor, targets: Tensor) -> int | None:
+    """C where the targets are indices of dimension 1 of the outputs."""
+    indices = outputs.shape[:1] + outputs.shape[2:], (*outputs.shape[:1], 1, *outputs.shape[2:])
+    return outputs.shape[1] if outputs.dim() > 1 and targets.shape in indices else None
+
+
+def _flat(one: Any, losses: Tensor, targets: Tensor | None) -> Any:
+    """What is shaped like the targets, flat where the losses are; what has a dimension too many, without."""
+    if one is not None and one.dim() == losses.dim() + 1 and one.squeeze(1).shape == losses.shape:
+        return one.squeeze(1)
+    if one is None or targets is None:
+        return one
+    flat = losses.dim() == 1 and one.shape == targets.shape and one.numel() == losses.numel()
+    return one.reshape(-1) if flat else one
