@@ -222,6 +222,14 @@ def illegal_target(target: int, classes: int) -> ValueError:
     )
 
 
+def illegal_probability(target: float) -> ValueError:
+    """The error about a counted target, one of probabilities, that is none."""
+    return ValueError(
+        f"`targets` shaped like the outputs must be probabilities, >= 0 where counted; got {target:g}. If they are "
+        "logits, of a teacher say, pass targets.softmax(dim=1)."
+    )
+
+
 def check_positives(losses: Tensor, positives: Tensor) -> None:
     """Which elements are positive."""
     if not (isinstance(positives, Tensor) and positives.dtype == torch.bool):

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from topkloss.base.tensors import computing_dtype, memory_is_readable
 from topkloss.kernels import native, portable
-from topkloss.kernels.layout import laid_out
+from topkloss.kernels.layout import laid_out, losses_beside
 
 Backend = Literal["auto", "torch", "native"]
 
@@ -40,15 +40,18 @@ def cross_entropy(
 
     Args:
         outputs: Logits, (N, C) or (N, C, d1, ...), floating point.
-        targets: int64, shaped like the outputs without their classes.
-        counts: Bool, shaped like the targets; None = all count.
-        class_weight: Of the smoothed part, (C,), in the dtype that is computed in; None = 1 each.
+        targets: int64, shaped like the outputs without their classes; or probabilities, floating point, shaped like
+            the outputs. Where they need a gradient torch's own operations serve.
+        counts: Bool, shaped like the outputs without their classes; None = all count.
+        class_weight: (C,), in the dtype that is computed in: of the smoothed part, or of the whole loss where the
+            targets are probabilities; None = 1 each.
         smoothing: Share of the target that is spread over the classes.
         backend: "native", the compiled kernels for the CPU; "torch", the portable ones; "auto": the first that serves.
         inplace: The gradient may take the place of the logits, where the native kernels serve.
 
     Returns:
-        Losses; and scores, the losses without smoothing, which carry no gradient: None where nothing is smoothed.
+        Losses; and scores, which carry no gradient: the losses without smoothing, None where nothing is smoothed. Of
+        probabilities, the losses without smoothing and class weights, less the targets' own entropy.
     """
     readable = memory_is_readable(outputs, targets, counts)
     served = _served(outputs, targets, counts, backend, readable)
@@ -61,12 +64,17 @@ def cross_entropy(
         losses, scores = _CrossEntropy.apply(outputs, targets, counts, class_weight, (smoothing, served, inplace))
     else:
         losses, scores = torch.ops.topkloss.cross_entropy(outputs, targets, counts, class_weight, smoothing, served)
-    return losses, scores if smoothing else None
+    return losses, scores if _has_scores(targets, smoothing) else None
+
+
+def _has_scores(targets: Tensor, smoothing: float) -> bool:
+    """Whether an element is ranked by another number than its loss."""
+    return bool(smoothing) or targets.is_floating_point()
 
 
 def _served(outputs: Tensor, targets: Tensor, counts: Tensor | None, backend: Backend, readable: bool) -> bool | None:
     """By the native kernels (True), by the portable ones (False), or by neither: torch must see through it (None)."""
-    if outputs.numel() == 0:
+    if outputs.numel() == 0 or (targets.requires_grad and torch.is_grad_enabled()):
         return None
     native_serves = backend != "torch" and outputs.dtype in native.TYPES and native.is_available()
     if readable:  # on the CPU, all of it
@@ -108,7 +116,7 @@ class _CrossEntropy(torch.autograd.Function):
             kept = tuple(None if one is None else one.clone() for one in kept)
         ctx.save_for_backward(outputs, *kept)
         ctx.settings, ctx.own = settings, weakref.ref(outputs)
-        if not smoothing:
+        if not _has_scores(targets, smoothing):
             return losses, None
         ctx.mark_non_differentiable(scores)
         return losses, scores
@@ -170,7 +178,7 @@ def _losses(
     """Losses and scores; the scores empty where nothing is smoothed."""
     given = {"counts": counts, "class_weight": class_weight, "smoothing": smoothing}
     losses, scores = _kernels(use_native).cross_entropy(outputs, targets, **given)
-    return losses, scores if smoothing else losses.new_empty(0)
+    return losses, scores if _has_scores(targets, smoothing) else losses.new_empty(0)
 
 
 def _gradient(
@@ -215,8 +223,8 @@ def _(
     smoothing: float,
     use_native: bool,
 ) -> tuple[Tensor, Tensor]:
-    losses = torch.empty_like(targets, dtype=computing_dtype(outputs), memory_format=torch.contiguous_format)
-    return losses, torch.empty_like(losses) if smoothing else losses.new_empty(0)
+    losses = losses_beside(outputs, computing_dtype(outputs))
+    return losses, torch.empty_like(losses) if _has_scores(targets, smoothing) else losses.new_empty(0)
 
 
 @_backward.register_fake
