@@ -205,8 +205,8 @@ def sum_of(parts: Sequence[tuple[float, Tensor]]) -> Tensor:
 
 
 def _at_scale(values: Tensor, outputs: Tensor) -> Tensor:
-    """The values at the pixels of the outputs, each from the nearest; exact for any integer type."""
-    for dim, size in enumerate(outputs.shape[2:], start=1):
+    """The values at the pixels of the outputs, its last dimensions, each from the nearest; exact for any type."""
+    for dim, size in enumerate(outputs.shape[2:], start=values.dim() - outputs.dim() + 2):
         positions = torch.arange(size, device=values.device)
         values = values.index_select(dim, (2 * positions + 1) * values.shape[dim] // (2 * size))
     return values

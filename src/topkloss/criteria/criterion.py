@@ -44,7 +44,7 @@ class OfElements(nn.Module):
         loss: Called as ``loss(outputs, targets)``; returns one number per element, not reduced: for a torch
             loss, ``nn.L1Loss(reduction="none")``. It sees masked elements too: outputs there must be finite and
             targets legal. An `ElementLoss`, like `CrossEntropy`, knows what counts, and has no such limits. An
-            unreduced ``nn.CrossEntropyLoss`` of class indices is computed as one: what it ignores is not counted, and
+            unreduced ``nn.CrossEntropyLoss`` is computed as one: what it ignores is not counted, and
             its class weights are masses.
         level: What is ranked: "element", each loss by itself, or "sample", the mean of each sample's counted
             losses (the first dimension is the batch).
@@ -110,8 +110,7 @@ class OfElements(nn.Module):
         if isinstance(self.loss, ElementLoss):
             elements: Elements = self.loss(outputs, targets, mask=mask, sample_weight=mass)
             return elements
-        of_probabilities = isinstance(targets, Tensor) and targets.is_floating_point()
-        if is_cross_entropy_of_torch(self.loss) and not of_probabilities:  # what it was made of is read now
+        if is_cross_entropy_of_torch(self.loss):  # what it was made of is read now
             return cross_entropy_elements(
                 outputs,
                 targets,

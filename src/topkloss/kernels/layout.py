@@ -31,7 +31,7 @@ def laid_out(outputs: Tensor) -> Tensor:
 
 
 def laid_beside(tensor: Tensor, outputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor shaped like what `laid_out` returned, in this type and in the same order in memory: as it is, or a copy."""
+    """A tensor shaped like what `laid_out` returned, in this type and the same order in memory: itself, or a copy."""
     tensor = tensor.detach().resolve_neg()
     if tensor.dtype == dtype and tensor.stride() == outputs.stride():
         return tensor

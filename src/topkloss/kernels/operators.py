@@ -12,6 +12,8 @@ its own operations.
 
 from __future__ import annotations
 
+import functools
+import sys
 import weakref
 from typing import Any, Literal
 
@@ -131,7 +133,7 @@ class _CrossEntropy(torch.autograd.Function):
             gradient = _backward(grad_output, outputs, targets, counts, class_weight, smoothing, use_native)
             return gradient, *(None,) * 4
         # what hooks of saved tensors return is another tensor, whose second use nothing would notice
-        inplace = inplace and outputs is ctx.own()
+        inplace = inplace and outputs is ctx.own() and not _is_held_elsewhere(outputs)
         logits = laid_out(outputs)
         gradient = _kernels(use_native).gradient(
             grad_output,
@@ -146,6 +148,27 @@ class _CrossEntropy(torch.autograd.Function):
             torch.autograd.graph.increment_version(outputs)
             outputs.data = outputs.new_empty(0)
         return gradient, *(None,) * 4
+
+
+def _is_held_elsewhere(outputs: Tensor) -> bool:
+    """Whether something else reads the storage of these: a detached tensor, a view, numpy, a base in a variable."""
+    return any(now > alone for now, alone in zip(_holders(outputs), _of_nobody(outputs._base is not None), strict=True))
+
+
+@functools.cache
+def _of_nobody(is_view: bool) -> tuple[int, int, int]:
+    """What holds a tensor that only this module knows, or that and its base."""
+    with torch.inference_mode(False):
+        if is_view:
+            return _holders(torch.empty(2, device="cpu")[:1])
+        return _holders(torch.empty(2, device="cpu"))
+
+
+def _holders(outputs: Tensor) -> tuple[int, int, int]:
+    """The tensors on a storage, the references to it in Python, and those to the base."""
+    base, storage = outputs._base, outputs.untyped_storage()
+    tensors = torch._C._storage_Use_Count(storage._cdata)
+    return tensors, sys.getrefcount(storage), 0 if base is None else sys.getrefcount(base)
 
 
 def _composed_gradient(
