@@ -33,7 +33,8 @@ library.topkloss_vectors.restype = ctypes.c_char_p
 library.topkloss_weighted_sum.restype = c_double
 class Logits(ctypes.Structure):
     _fields_ = [("logits", c_void_p), *((str(i), c_int64) for i in range(7)), ("targets", c_void_p),
-                ("probabilities", c_void_p), ("counts", c_void_p), ("weight", c_void_p), ("smoothing", c_double), ("threads", c_int64)]
+                ("probabilities", c_void_p), ("counts", c_void_p), ("weight", c_void_p), ("smoothing", c_double),
+                ("threads", c_int64)]
 class Line(ctypes.Structure):
     _fields_ = [("scores", c_void_p), ("type", c_int64), ("counts", c_void_p), ("mass", c_void_p),
                 ("mass_type", c_int64), ("n", c_int64), ("threads", c_int64)]

@@ -81,9 +81,9 @@ def read_batch(
     if not (is_index or targets.shape == outputs.shape):
         raise _misfit(outputs, targets)
     _check_dtype(outputs, targets, is_index)
-    targets, mask, sample_weight = (
-        None if one is None else one.squeeze(1) if _has_channel(one, outputs) else one
-        for one in (targets, mask, sample_weight)
+    targets = targets.squeeze(1) if _has_channel(targets, outputs) else targets
+    mask, sample_weight = (
+        one.squeeze(1) if one is not None and _has_channel(one, outputs) else one for one in (mask, sample_weight)
     )
     if is_index:
         check_beside("targets", targets, mask=mask, sample_weight=sample_weight)
