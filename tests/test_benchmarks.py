@@ -283,7 +283,7 @@ def test_probabilities_are_judged_and_measured(shape: str, tmp_path: Path) -> No
     rows = read(tmp_path / "ledger.csv")
     assert {(row.provider, row.fraction) for row in rows} == set(probabilities.ways())
     problem = probabilities.mixed(Problem.of([64, 60], torch.float32))
-    with pytest.raises(AssertionError, match="another"):
+    with pytest.raises(AssertionError, match="unsorted"):
         probabilities.judge("unsorted", probabilities.ways()["torch", 1.0], problem, 0.25)
 
 

@@ -151,11 +151,12 @@ def test_what_is_left_out_never_matters(backend: Any, poison: float, shape: Any)
     mask = torch.ones(shape[0], *shape[2:], dtype=torch.bool)
     mask[::2] = False
     answers = []
+    left_out: list[dict[str, Any]] = [{"mask": mask}, {"sample_weight": mask.float()}]
     for bad in (0.5, poison):
         logits, shares = outputs.clone(), targets.clone()
         logits[::2] = bad if bad != -1 else torch.nan
         shares[::2] = bad
-        for given in ({"mask": mask}, {"sample_weight": mask.float()}):
+        for given in left_out:
             leaf = logits.clone().requires_grad_()
             value = average_top_k_cross_entropy(leaf, shares, fraction=0.5, backend=backend, **given)
             answers.append((value.detach(), torch.autograd.grad(value, leaf)[0]))

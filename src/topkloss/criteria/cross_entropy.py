@@ -16,7 +16,7 @@ from topkloss.losses.elements import Elements, check_backend, cross_entropy_elem
 __all__ = ["AverageTopKCrossEntropyLoss"]
 
 
-class AverageTopKCrossEntropyLoss(AverageTopKLoss, nn.CrossEntropyLoss):  # type: ignore[misc]  # other names of inputs
+class AverageTopKCrossEntropyLoss(AverageTopKLoss, nn.CrossEntropyLoss):
     """Cross-entropy of the hardest elements, in the place of ``nn.CrossEntropyLoss``. See `average_top_k`.
 
     At ``fraction=1`` it *is* ``nn.CrossEntropyLoss``: class weights and label smoothing included (but for classes of

@@ -11,8 +11,6 @@ from torch import Tensor
 from topkloss.base.arguments import check_beside
 from topkloss.base.tensors import values_are_readable
 
-__all__ = ["Batch", "read_batch"]
-
 # No class, and what nobody ignores: of a target that is no whole number, where that cannot be said at once.
 NOWHERE = -(2**40)
 
