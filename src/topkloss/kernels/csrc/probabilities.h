@@ -20,8 +20,11 @@ struct Shares {
   alignas(64) Real least[TILE];    // the least t
 };
 
-// t log t; 0 of 0, and of less than a normal number.
-inline Reals<float> entropy_of(Reals<float> t) { return t > 1.17549435e-38f ? t * log_of(t) : Reals<float>{}; }
+// t log t; 0 of 0, and of what is less than a normal number or none.
+inline Reals<float> entropy_of(Reals<float> t) {
+  const Reals<float> normal = t > 1.17549435e-38f ? t : Reals<float>{} + 1.0f;
+  return normal * log_of(normal);
+}
 
 inline Reals<double> entropy_of(Reals<double> t) {
   Reals<double> y{};
