@@ -62,7 +62,8 @@ def test_the_committed_ledger_can_be_read() -> None:
     with LEDGER.open(newline="", encoding="utf-8") as file:
         assert csv.DictReader(file).fieldnames == [field.name for field in fields(Row)]
     rows = read()
-    assert {row.kernel for row in rows} == {average_top_k.KERNEL, kth_largest.KERNEL, providers.KERNEL, ways.KERNEL}
+    written = (average_top_k, kth_largest, probabilities, providers, ways)
+    assert {row.kernel for row in rows} == {one.KERNEL for one in written}
     assert len({row.key for row in rows}) == len(rows)
 
 
