@@ -47,7 +47,8 @@ def average_top_k_cross_entropy(
         backend: "native", the compiled kernels for the CPU; "torch", the portable ones, in chunks; or "auto": the
             first that serves, on other devices neither.
         inplace: Allows backward to overwrite the logits with their gradient, where the native kernels serve. They must
-            be computed by the model, and are empty afterwards: a second use of them raises.
+            be computed by the model, and are empty afterwards: a second use of them raises. Where something else reads
+            their memory, a detached tensor or a view, they are left as they are.
 
     Returns:
         See `average_top_k`.

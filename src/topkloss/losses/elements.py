@@ -112,7 +112,8 @@ class CrossEntropy(ElementLoss):
         backend: "native", the compiled kernels for the CPU; "torch", the portable ones, in chunks; "auto": the first of
             them that serves, on other devices torch's own operations.
         inplace: Allows backward to overwrite the logits with their gradient, where the native kernels serve. They must
-            be computed by the model, and are empty afterwards: a second use of them raises.
+            be computed by the model, and are empty afterwards: a second use of them raises. Where something else reads
+            their memory, a detached tensor or a view, they are left as they are.
 
     Example:
         >>> elements = CrossEntropy(ignore_index=255)(torch.zeros(2, 3), torch.tensor([1, 255]))
