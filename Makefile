@@ -13,7 +13,7 @@ SETTINGS = pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/topkloss
 
 # What the oldest torch is tested with: the core, which needs torch alone.
 CORE_TESTS = $(patsubst %,tests/test_%.py,inspect_fractions criterion distributed errors groups kernels laws losses mining mutants \
-             pitfalls regions schedule selection selective situations soft torch) \
+             pitfalls regions schedule selection selective situations soft targets torch) \
              tests/test_house.py::test_examples_of_the_core
 
 # One thread each: two on shared cores are many times slower. Nothing in the tests is downloaded.
@@ -101,6 +101,7 @@ bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.cross_entropy --dtype bfloat16
 	$(BIN)/python -m benchmarks.cross_entropy --keep-pages
 	for shape in $(SHAPES_OF_WAYS); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ways --shape $$(echo $$shape | tr x ' ') || exit 1; done
+	for shape in 2x19x384x384 4096x1000; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.probabilities --shape $$(echo $$shape | tr x ' ') || exit 1; done
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.selective

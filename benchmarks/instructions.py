@@ -33,7 +33,8 @@ library.topkloss_vectors.restype = ctypes.c_char_p
 library.topkloss_weighted_sum.restype = c_double
 class Logits(ctypes.Structure):
     _fields_ = [("logits", c_void_p), *((str(i), c_int64) for i in range(7)), ("targets", c_void_p),
-                ("counts", c_void_p), ("weight", c_void_p), ("smoothing", c_double), ("threads", c_int64)]
+                ("probabilities", c_void_p), ("counts", c_void_p), ("weight", c_void_p), ("smoothing", c_double),
+                ("threads", c_int64)]
 class Line(ctypes.Structure):
     _fields_ = [("scores", c_void_p), ("type", c_int64), ("counts", c_void_p), ("mass", c_void_p),
                 ("mass_type", c_int64), ("n", c_int64), ("threads", c_int64)]
@@ -45,7 +46,7 @@ period = [random.gauss(0, 2) for _ in range(997)]
 logits = (c_float * size)(*(period[i * i % 997] + period[i % 991] for i in range(size)))
 targets = (c_int64 * n)(*(i * 7 % classes for i in range(n)))
 losses, weights, gradient, out = (c_float * n)(), (c_float * n)(), (c_float * size)(), (c_double * 3)()
-of = Logits(addressof(logits), 0, 1, classes, n, size, n, 1, addressof(targets), None, None, 0.0, 1)
+of = Logits(addressof(logits), 0, 1, classes, n, size, n, 1, addressof(targets), None, None, None, 0.0, 1)
 library.topkloss_cross_entropy(byref(of), byref(losses), None)
 line, groups = Line(addressof(losses), 0, None, None, 0, n, 1), Groups(None, 0, 1)
 library.topkloss_kth_largest(byref(line), c_double(0.3 * n), byref(out))

@@ -74,7 +74,8 @@ def main() -> None:
         found = run(python, "-W", "ignore", "-c", ask, environment=environment).split()
         if found != [str(copy / "topkloss" / "kernels" / "_native.so"), "True"]:
             sys.exit(f"the tests must use the native kernels of {copy}; got {' '.join(found)}")
-        pytest = ("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_kernels.py")
+        tests = ("tests/test_kernels.py", "tests/test_targets.py")
+        pytest = ("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *tests)
         said = run(python, *pytest, environment=environment)
     summary = said.strip().splitlines()[-1]
     print(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import average_top_k, cross_entropy, instructions, kth_largest, providers, speed, ways
+from benchmarks import average_top_k, cross_entropy, instructions, kth_largest, probabilities, providers, speed, ways
 from benchmarks.cases import BASELINE, FRACTIONS, cases
 from benchmarks.ledger import LEDGER, Row, read, rows_of, take_turns, write
 from benchmarks.measure import FRESH_PAGES, KEEPING_PAGES, Memory, mode, peak_of
@@ -62,7 +62,8 @@ def test_the_committed_ledger_can_be_read() -> None:
     with LEDGER.open(newline="", encoding="utf-8") as file:
         assert csv.DictReader(file).fieldnames == [field.name for field in fields(Row)]
     rows = read()
-    assert {row.kernel for row in rows} == {average_top_k.KERNEL, kth_largest.KERNEL, providers.KERNEL, ways.KERNEL}
+    written = (average_top_k, kth_largest, probabilities, providers, ways)
+    assert {row.kernel for row in rows} == {one.KERNEL for one in written}
     assert len({row.key for row in rows}) == len(rows)
 
 
@@ -275,6 +276,16 @@ def test_every_way_needs_one_gradient_and_little_else() -> None:
         if name != providers.BASELINE:
             limit = 0.3 if name.endswith(ways.IN_PLACE) else 1.15
             assert peak(way.loss, problem) * 2**20 <= limit * 4 * problem.logits.numel(), name
+
+
+@pytest.mark.parametrize("shape", ["2 3 8 8", "64 60"])
+def test_probabilities_are_judged_and_measured(shape: str, tmp_path: Path) -> None:
+    probabilities.main(["--shape", *shape.split(), "--turns", "2", "--ledger", str(tmp_path / "ledger.csv")])
+    rows = read(tmp_path / "ledger.csv")
+    assert {(row.provider, row.fraction) for row in rows} == set(probabilities.ways())
+    problem = probabilities.mixed(Problem.of([64, 60], torch.float32))
+    with pytest.raises(AssertionError, match="unsorted"):
+        probabilities.judge("unsorted", probabilities.ways()["torch", 1.0], problem, 0.25)
 
 
 # instructions

@@ -341,11 +341,12 @@ def test_targets_that_are_no_tensor_are_named_to_a_cross_entropy_of_torch_too() 
         AverageTopKLoss(nn.CrossEntropyLoss(reduction="none"), k=1)(torch.zeros(2, 3), [0, 1])
 
 
-def test_a_cross_entropy_of_torch_still_takes_probabilities() -> None:
+def test_a_cross_entropy_of_torch_takes_probabilities_and_is_ranked_without_their_entropy() -> None:
     outputs, targets = torch.randn(8, 3), torch.rand(8, 3).softmax(1)
     criterion = AverageTopKLoss(nn.CrossEntropyLoss(reduction="none"), k=2)
-    expected = nn.functional.cross_entropy(outputs, targets, reduction="none").topk(2)[0].mean()
-    torch.testing.assert_close(criterion(outputs, targets), expected)
+    losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
+    hardest = (losses + torch.xlogy(targets, targets).sum(1)).topk(2)[1]
+    torch.testing.assert_close(criterion(outputs, targets), losses[hardest].mean())
 
 
 def test_a_cross_entropy_of_torch_is_read_when_it_is_called() -> None:

@@ -352,17 +352,18 @@ CRITERIA: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "To weigh elements rather than classes pass `sample_weight` to the call.",
     ),
     (
-        "class weights list",
-        lambda: AverageTopKCrossEntropyLoss(k=1, weight=[1.0, 2.0]),  # type: ignore[arg-type]
+        "class weights in words",
+        lambda: AverageTopKCrossEntropyLoss(k=1, weight="balanced"),  # type: ignore[arg-type]
         TypeError,
-        "`weight` must be a tensor of class weights; got list. Pass torch.tensor(weight).",
+        "`weight` must be one number for each class; got str. Pass a tensor or a list, e.g. weight=[1.0, 2.0] for two "
+        "classes.",
     ),
     (
         "outputs of one dimension",
         lambda: AverageTopKCrossEntropyLoss(k=1, weight=torch.ones(3))(torch.zeros(3), TARGETS),
         ValueError,
-        "`outputs` must have shape (N, C) or (N, C, d1, ...) and `targets` the same without C; "
-        "got (3,) and (4,). The classes are dimension 1: move them there.",
+        "`targets` must be a scalar beside the logits of one element, shape (C,); got (3,) and (4,). For one logit per "
+        'element take AverageTopKLoss(nn.BCEWithLogitsLoss(reduction="none"), ...).',
     ),
     (
         "smoothing word",
@@ -396,18 +397,19 @@ CRITERIA: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "`outputs` must be floating-point logits; got torch.int64. Pass outputs.float().",
     ),
     (
-        "one-hot targets",
-        lambda: AverageTopKCrossEntropyLoss(k=1)(LOGITS, LOGITS),
+        "one-hot targets of integers",
+        lambda: AverageTopKCrossEntropyLoss(k=1)(LOGITS, LOGITS.long()),
         TypeError,
-        "`targets` must be class indices of an integer type; got torch.float32. "
-        "For one-hot targets pass targets.argmax(dim=1).",
+        "`targets` shaped like the outputs must be probabilities, of a floating type; got torch.int64. "
+        "Of one-hot targets pass targets.float().",
     ),
     (
         "classes last",
         lambda: AverageTopKCrossEntropyLoss(k=1)(torch.zeros(4, 6, 3), torch.zeros(4, 6, dtype=torch.long)),
         ValueError,
-        "`outputs` must have shape (N, C) or (N, C, d1, ...) and `targets` the same without C; "
-        "got (4, 6, 3) and (4, 6). The classes are dimension 1: move them there.",
+        "`outputs` must have shape (N, C) or (N, C, d1, ...) and `targets` the same without C, or with the "
+        "probabilities of each class; got (4, 6, 3) and (4, 6). The classes are dimension 1: pass "
+        "outputs.movedim(-1, 1).",
     ),
     (
         "mask of targets",
@@ -599,10 +601,11 @@ MINING: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "`targets` must be a tensor of class indices; got ndarray. Pass torch.as_tensor(targets).",
     ),
     (
-        "class weights in a list",
-        lambda: average_top_k_cross_entropy(LOGITS, TARGETS, k=1, weight=[1.0, 2.0, 3.0]),  # type: ignore[arg-type]
+        "class weights that are one number",
+        lambda: average_top_k_cross_entropy(LOGITS, TARGETS, k=1, weight=2.0),  # type: ignore[arg-type]
         TypeError,
-        "`weight` must be a tensor of class weights; got list. Pass torch.tensor(weight).",
+        "`weight` must be one number for each class; got float. Pass a tensor or a list, e.g. weight=[1.0, 2.0] for "
+        "two classes.",
     ),
     (
         "a class of losses",

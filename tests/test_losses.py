@@ -51,7 +51,7 @@ multiclass = pytest.mark.parametrize("loss", MULTICLASS, ids=lambda loss: loss._
 every = pytest.mark.parametrize("loss", ALL, ids=lambda loss: loss.__name__)
 
 SHAPES = [(40, 4), (3, 4, 7), (2, 5, 3, 4), (2, 2, 2, 2, 3)]
-MULTICLASS_SHAPES = [*SHAPES, (6, 1), (0, 3), (3, 2, 0)]
+MULTICLASS_SHAPES = [*SHAPES, (6, 2), (0, 3), (3, 2, 0)]
 
 
 def case(
@@ -363,10 +363,16 @@ BAD_MULTICLASS: list[tuple[dict[str, Any], type[Exception], str]] = [
         "To leave such elements out pass mask=targets != -1.",
     ),
     (
-        {"outputs": torch.zeros(2, 3), "targets": torch.tensor([0.0, 1.0])},
+        {"outputs": torch.zeros(2, 3), "targets": torch.zeros(2, 3)},
         TypeError,
-        "`targets` must be class indices of an integer type; got torch.float32. "
-        "For one-hot targets pass targets.argmax(dim=1).",
+        "`targets` must be class indices, not probabilities; got torch.float32 of shape (2, 3). "
+        "A margin has one right class: for soft targets take `cross_entropy`.",
+    ),
+    (
+        {"outputs": torch.zeros(2, 1), "targets": torch.tensor([0, 0])},
+        ValueError,
+        "`outputs` must have two classes or more, in dimension 1; got (2, 1), whose softmax is 1 whatever they are. "
+        "For one margin per element take `hinge_loss` with targets of -1 and +1.",
     ),
     (
         {"outputs": torch.zeros(2, 3), "targets": torch.tensor([0, 1]), "mask": torch.ones(2)},

@@ -14,7 +14,7 @@ from torch import Tensor
 from topkloss import average_top_k
 from topkloss.losses import dice_loss, generalized_dice_loss, present_classes, tversky_loss
 
-SHAPES = [(2, 3, 6), (3, 4, 2, 5), (1, 2, 2, 2, 2), (2, 1, 4), (2, 6, 3)]
+SHAPES = [(2, 3, 6), (3, 4, 2, 5), (1, 2, 2, 2, 2), (2, 2, 4), (2, 6, 3)]
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "dice": dice_loss,
@@ -392,10 +392,16 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         "For one region per class over the whole batch pass outputs.T[None] and targets[None].",
     ),
     (
-        {"targets": torch.zeros(2, 4)},
-        TypeError,
-        "`targets` must be class indices of an integer type; got torch.float32. "
-        "For one-hot targets pass targets.argmax(dim=1).",
+        {"targets": torch.full((2, 4), 0.5)},
+        ValueError,
+        "`targets` of one number per element must be class indices, whole numbers where counted; got 0.5. "
+        "For probabilities pass one of each class, in the shape of the outputs.",
+    ),
+    (
+        {"outputs": torch.zeros(2, 1, 4)},
+        ValueError,
+        "`outputs` must have two classes or more, in dimension 1; got (2, 1, 4), whose softmax is 1 whatever they "
+        "are. For a sigmoid of one channel pass torch.cat([torch.zeros_like(outputs), outputs], dim=1).",
     ),
     (
         {"mask": torch.ones(2, dtype=torch.bool)},

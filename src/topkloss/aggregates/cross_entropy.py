@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from topkloss.aggregates.average import average_top_k
-from topkloss.base.arguments import check_class_weights, check_k, check_label_smoothing
+from topkloss.base.arguments import ClassWeights, check_k, check_label_smoothing, class_weights
 from topkloss.base.tensors import values_are_readable
 from topkloss.kernels.operators import Backend
 from topkloss.losses.elements import check_backend, cross_entropy_elements
@@ -19,7 +19,7 @@ def average_top_k_cross_entropy(
     *,
     k: float | None = None,
     fraction: float | None = None,
-    weight: Tensor | None = None,
+    weight: ClassWeights | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     mask: Tensor | None = None,
@@ -33,19 +33,22 @@ def average_top_k_cross_entropy(
         \ell_i = -\log \mathrm{softmax}(x_i)_{y_i}
 
     Args:
-        outputs: Logits x, shape (N, C) or (N, C, d1, ...), floating point. Half precision is computed in float32.
-        targets: Class indices y in [0, C), shape (N,) or (N, d1, ...), any integer type.
+        outputs: Logits x, shape (N, C), (N, C, d1, ...) or (C,), floating point. Half precision is computed in float32.
+        targets: Class indices y in [0, C), or probabilities shaped like `outputs`: see `topkloss.losses.cross_entropy`.
         k: Mass of the elements averaged, k > 0, real. Above S it means all.
         fraction: `k` as a share of the counted mass S, 0 < fraction <= 1. Exactly one of the two.
-        weight: Class weights, shape (C,), finite and >= 0: the mass s of the elements of each class.
-        ignore_index: Target of the elements to leave out; it need not be a legal class.
+        weight: Class weights, finite and >= 0, a tensor of shape (C,) or a list: the mass s of the elements of each
+            class; of targets that are probabilities, part of the loss.
+        ignore_index: Target of the elements to leave out; it need not be a legal class. Beside probabilities, which
+            have none, it must be negative, as in torch.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1]; ranked is by the loss without.
-        mask: Bool, shaped like `targets`; True = counts. Combined with `ignore_index`.
-        sample_weight: Mass of each element, shaped like `targets`; multiplied with its class weight.
+        mask: Bool, shaped like the losses or the class indices; True = counts. Combined with `ignore_index`.
+        sample_weight: Mass of each element, shaped like the mask; multiplied with its class weight.
         backend: "native", the compiled kernels for the CPU; "torch", the portable ones, in chunks; or "auto": the
             first that serves, on other devices neither.
         inplace: Allows backward to overwrite the logits with their gradient, where the native kernels serve. They must
-            be computed by the model, and are empty afterwards: a second use of them raises.
+            be computed by the model, and are empty afterwards: a second use of them raises. Where something else reads
+            their memory, a detached tensor or a view, they are left as they are.
 
     Returns:
         See `average_top_k`.
@@ -65,8 +68,10 @@ def average_top_k_cross_entropy(
     """
     check_k(k, fraction)
     check_label_smoothing(label_smoothing)
-    if weight is not None and (not isinstance(weight, Tensor) or values_are_readable(weight)):
-        check_class_weights(weight)
+    if weight is not None and not isinstance(weight, Tensor):
+        weight = class_weights(weight).to(outputs.device)  # type: ignore[union-attr]
+    elif weight is not None and values_are_readable(weight):
+        class_weights(weight)
     check_backend(backend)
     elements = cross_entropy_elements(
         outputs,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 NanPolicy = Literal["propagate", "raise", "omit"]
+ClassWeights = Tensor | Sequence[float]
 
 
 def check_k(k: float | None, fraction: float | None) -> None:
@@ -240,18 +242,36 @@ def check_label_smoothing(label_smoothing: float) -> None:
     in_range("label_smoothing", label_smoothing, "0 <=", "<= 1", hint="A common choice is label_smoothing=0.1.")
 
 
-def check_class_weights(weight: Tensor | None) -> None:
-    """One finite number >= 0 per class; read once, when a criterion is made."""
+def class_weights(weight: ClassWeights | None) -> Tensor | None:
+    """One finite number >= 0 per class, as a tensor; read once, when a criterion is made."""
     if weight is None:
-        return
-    if not isinstance(weight, Tensor):
-        raise TypeError(
-            f"`weight` must be a tensor of class weights; got {type(weight).__name__}. Pass torch.tensor(weight)."
-        )
-    if weight.dim() != 1 or not bool(((weight >= 0) & weight.isfinite()).all()):
+        return None
+    if isinstance(weight, Tensor):
+        fits = weight.dim() == 1 and bool(((weight >= 0) & weight.isfinite()).all())
+    else:
+        try:
+            weight = [float(one) for one in weight]
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"`weight` must be one number for each class; got {type(weight).__name__}. "
+                "Pass a tensor or a list, e.g. weight=[1.0, 2.0] for two classes."
+            ) from None
+        fits = all(0 <= one < math.inf for one in weight)
+    if not fits:
+        got = weight.tolist() if isinstance(weight, Tensor) else weight
         raise ValueError(
-            f"`weight` must be one finite number >= 0 per class, shape (C,); got {weight.tolist()}. "
+            f"`weight` must be one finite number >= 0 per class, shape (C,); got {got}. "
             "To weigh elements rather than classes pass `sample_weight` to the call."
+        )
+    return weight if isinstance(weight, Tensor) else torch.tensor(weight)
+
+
+def check_number_of_weights(weight: Tensor | None, classes: int) -> None:
+    """One weight for each class of the outputs."""
+    if weight is not None and weight.numel() != classes:
+        raise ValueError(
+            f"`weight` must hold one number per class; got {weight.numel()} for {classes} classes. "
+            "The classes are dimension 1 of the outputs."
         )
 
 
@@ -260,6 +280,14 @@ def illegal_target(target: int, classes: int) -> ValueError:
     return ValueError(
         f"`targets` must be classes in [0, {classes}) where counted; got {target}. "
         "If that marks elements to leave out, pass it as `ignore_index`."
+    )
+
+
+def illegal_probability(target: float) -> ValueError:
+    """The error about a counted target, one of probabilities, that is none."""
+    return ValueError(
+        f"`targets` shaped like the outputs must be probabilities, >= 0 where counted; got {target:g}. If they are "
+        "logits, of a teacher say, pass targets.softmax(dim=1)."
     )
 
 

@@ -116,11 +116,20 @@ class HardNegativeLoss(Criterion):
         self.positives = positives
 
     def _scores(self, elements: Elements, targets: Tensor) -> Tensor:
+        losses, classes = elements.losses, elements.classes
         if self.positives is not None:
             positives = self.positives(targets)
+            if positives.dim() == losses.dim() + 1 and positives.shape[1] == 1:  # of classes with a channel
+                positives = positives.squeeze(1)
+        elif isinstance(self.loss, CrossEntropy) and classes is None:
+            raise ValueError(
+                "`positives` must be given beside targets that are probabilities; got none. "
+                "Pass e.g. positives=lambda targets: targets[:, 0] < 0.5."
+            )
         else:
+            targets = targets if classes is None or classes.shape != losses.shape else classes
             positives = (targets if targets.is_floating_point() else targets.long()) > 0  # uint16 cannot be compared
-        check_positives(elements.losses, positives)
+        check_positives(losses, positives)
         return positives_first(elements.losses if elements.scores is None else elements.scores, positives)
 
     def _rule(self, scale: float) -> Rule:

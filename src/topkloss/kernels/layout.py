@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -27,6 +28,19 @@ def laid_out(outputs: Tensor) -> Tensor:
     outputs = outputs.resolve_neg()
     dense = outputs.is_contiguous() or outputs.movedim(1, -1).is_contiguous()
     return outputs if dense else outputs.contiguous()
+
+
+def laid_beside(tensor: Tensor, outputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor shaped like what `laid_out` returned, in this type and the same order in memory: itself, or a copy."""
+    tensor = tensor.detach().resolve_neg()
+    if tensor.dtype == dtype and tensor.stride() == outputs.stride():
+        return tensor
+    return torch.empty_like(outputs, dtype=dtype).copy_(tensor)
+
+
+def losses_beside(outputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for one number of each element of the outputs (N, C, ...)."""
+    return outputs.new_empty((outputs.shape[0], *outputs.shape[2:]), dtype=dtype)
 
 
 def layout_of(outputs: Tensor) -> Layout:

@@ -18,15 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from topkloss.base.arguments import illegal_target
+from topkloss.base.arguments import illegal_probability, illegal_target
 from topkloss.base.tensors import computing_dtype
-from topkloss.kernels.layout import laid_out, layout_of
+from topkloss.kernels.layout import laid_beside, laid_out, layout_of, losses_beside
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 # Structures of the C interface, as they are packed: one call, where ctypes makes an object for each field.
-LOGITS = struct.Struct("P7q3Pdq")
+LOGITS = struct.Struct("P7q4Pdq")
 LINE = struct.Struct("PqPPqqq")
 GROUPS = struct.Struct("Pqq")
 INTERVAL = struct.Struct("5d")
@@ -232,13 +232,16 @@ def cross_entropy(
     outputs: Tensor, targets: Tensor, *, counts: Tensor | None, class_weight: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """Losses and scores, as `topkloss.kernels.portable.cross_entropy` returns them."""
-    outputs, targets = laid_out(outputs), targets.contiguous()
+    outputs = laid_out(outputs)
+    targets = _beside(targets, outputs)
     counts = None if counts is None else counts.contiguous()
-    losses = torch.empty_like(targets, dtype=computing_dtype(outputs))
-    scores = torch.empty_like(losses) if smoothing else losses
+    losses = losses_beside(outputs, computing_dtype(outputs))
+    has_scores = bool(smoothing) or targets.is_floating_point()
+    scores = torch.empty_like(losses) if has_scores else losses
     of = _logits(outputs, targets, counts, class_weight, smoothing)
-    to = scores.data_ptr() if smoothing else None
-    illegal = _functions().topkloss_cross_entropy(of, losses.data_ptr(), to)
+    illegal = _functions().topkloss_cross_entropy(of, losses.data_ptr(), scores.data_ptr() if has_scores else None)
+    if illegal >= 0 and targets.is_floating_point():
+        raise illegal_probability(targets.movedim(1, -1).reshape(-1, outputs.shape[1])[illegal].amin().item())
     if illegal >= 0:
         raise illegal_target(int(targets.view(-1)[illegal]), outputs.shape[1])
     return losses, scores
@@ -258,12 +261,20 @@ def gradient(
 
     Where grad_output is 0 nothing is read but it, and zeros are written.
     """
-    outputs, targets, grad_output = laid_out(outputs), targets.contiguous(), grad_output.contiguous()
+    outputs, grad_output = laid_out(outputs), grad_output.contiguous()
+    targets = _beside(targets, outputs)
     counts = None if counts is None else counts.contiguous()
     out = torch.empty_like(outputs) if out is None else out
     of = _logits(outputs, targets, counts, class_weight, smoothing)
     _functions().topkloss_cross_entropy_gradient(of, grad_output.data_ptr(), out.data_ptr())
     return out
+
+
+def _beside(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Classes contiguous; probabilities as the logits lie, in the type that is computed in."""
+    if targets.is_floating_point():
+        return laid_beside(targets, outputs, computing_dtype(outputs))
+    return targets.contiguous()
 
 
 def _functions() -> ctypes.CDLL:
@@ -285,7 +296,7 @@ def _logits(
         outputs.data_ptr(),
         TYPES[outputs.dtype],
         *layout_of(outputs),
-        targets.data_ptr(),
+        *((0, targets.data_ptr()) if targets.is_floating_point() else (targets.data_ptr(), 0)),
         0 if counts is None else counts.data_ptr(),
         0 if class_weight is None else class_weight.data_ptr(),
         smoothing,

@@ -12,6 +12,8 @@ its own operations.
 
 from __future__ import annotations
 
+import functools
+import sys
 import weakref
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ from torch.autograd import forward_ad
 
 from topkloss.base.tensors import computing_dtype, memory_is_readable
 from topkloss.kernels import native, portable
-from topkloss.kernels.layout import laid_out
+from topkloss.kernels.layout import laid_out, losses_beside
 
 Backend = Literal["auto", "torch", "native"]
 
@@ -40,15 +42,18 @@ def cross_entropy(
 
     Args:
         outputs: Logits, (N, C) or (N, C, d1, ...), floating point.
-        targets: int64, shaped like the outputs without their classes.
-        counts: Bool, shaped like the targets; None = all count.
-        class_weight: Of the smoothed part, (C,), in the dtype that is computed in; None = 1 each.
+        targets: int64, shaped like the outputs without their classes; or probabilities, floating point, shaped like
+            the outputs. Where they need a gradient torch's own operations serve.
+        counts: Bool, shaped like the outputs without their classes; None = all count.
+        class_weight: (C,), in the dtype that is computed in: of the smoothed part, or of the whole loss where the
+            targets are probabilities; None = 1 each.
         smoothing: Share of the target that is spread over the classes.
         backend: "native", the compiled kernels for the CPU; "torch", the portable ones; "auto": the first that serves.
         inplace: The gradient may take the place of the logits, where the native kernels serve.
 
     Returns:
-        Losses; and scores, the losses without smoothing, which carry no gradient: None where nothing is smoothed.
+        Losses; and scores, which carry no gradient: the losses without smoothing, None where nothing is smoothed. Of
+        probabilities, the losses without smoothing and class weights, less the targets' own entropy.
     """
     readable = memory_is_readable(outputs, targets, counts)
     served = _served(outputs, targets, counts, backend, readable)
@@ -61,12 +66,17 @@ def cross_entropy(
         losses, scores = _CrossEntropy.apply(outputs, targets, counts, class_weight, (smoothing, served, inplace))
     else:
         losses, scores = torch.ops.topkloss.cross_entropy(outputs, targets, counts, class_weight, smoothing, served)
-    return losses, scores if smoothing else None
+    return losses, scores if _has_scores(targets, smoothing) else None
+
+
+def _has_scores(targets: Tensor, smoothing: float) -> bool:
+    """Whether an element is ranked by another number than its loss."""
+    return bool(smoothing) or targets.is_floating_point()
 
 
 def _served(outputs: Tensor, targets: Tensor, counts: Tensor | None, backend: Backend, readable: bool) -> bool | None:
     """By the native kernels (True), by the portable ones (False), or by neither: torch must see through it (None)."""
-    if outputs.numel() == 0:
+    if outputs.numel() == 0 or (targets.requires_grad and torch.is_grad_enabled()):
         return None
     native_serves = backend != "torch" and outputs.dtype in native.TYPES and native.is_available()
     if readable:  # on the CPU, all of it
@@ -108,7 +118,7 @@ class _CrossEntropy(torch.autograd.Function):
             kept = tuple(None if one is None else one.clone() for one in kept)
         ctx.save_for_backward(outputs, *kept)
         ctx.settings, ctx.own = settings, weakref.ref(outputs)
-        if not smoothing:
+        if not _has_scores(targets, smoothing):
             return losses, None
         ctx.mark_non_differentiable(scores)
         return losses, scores
@@ -123,7 +133,7 @@ class _CrossEntropy(torch.autograd.Function):
             gradient = _backward(grad_output, outputs, targets, counts, class_weight, smoothing, use_native)
             return gradient, *(None,) * 4
         # what hooks of saved tensors return is another tensor, whose second use nothing would notice
-        inplace = inplace and outputs is ctx.own()
+        inplace = inplace and outputs is ctx.own() and not _is_held_elsewhere(outputs)
         logits = laid_out(outputs)
         gradient = _kernels(use_native).gradient(
             grad_output,
@@ -138,6 +148,27 @@ class _CrossEntropy(torch.autograd.Function):
             torch.autograd.graph.increment_version(outputs)
             outputs.data = outputs.new_empty(0)
         return gradient, *(None,) * 4
+
+
+def _is_held_elsewhere(outputs: Tensor) -> bool:
+    """Whether something else reads the storage of these: a detached tensor, a view, numpy, a base in a variable."""
+    return any(now > alone for now, alone in zip(_holders(outputs), _of_nobody(outputs._base is not None), strict=True))
+
+
+@functools.cache
+def _of_nobody(is_view: bool) -> tuple[int, int, int]:
+    """What holds a tensor that only this module knows, or that and its base."""
+    with torch.inference_mode(False):
+        if is_view:
+            return _holders(torch.empty(2, device="cpu")[:1])
+        return _holders(torch.empty(2, device="cpu"))
+
+
+def _holders(outputs: Tensor) -> tuple[int, int, int]:
+    """The tensors on a storage, the references to it in Python, and those to the base."""
+    base, storage = outputs._base, outputs.untyped_storage()
+    tensors = torch._C._storage_Use_Count(storage._cdata)
+    return tensors, sys.getrefcount(storage), 0 if base is None else sys.getrefcount(base)
 
 
 def _composed_gradient(
@@ -170,7 +201,7 @@ def _losses(
     """Losses and scores; the scores empty where nothing is smoothed."""
     given = {"counts": counts, "class_weight": class_weight, "smoothing": smoothing}
     losses, scores = _kernels(use_native).cross_entropy(outputs, targets, **given)
-    return losses, scores if smoothing else losses.new_empty(0)
+    return losses, scores if _has_scores(targets, smoothing) else losses.new_empty(0)
 
 
 def _gradient(
@@ -215,8 +246,8 @@ def _(
     smoothing: float,
     use_native: bool,
 ) -> tuple[Tensor, Tensor]:
-    losses = torch.empty_like(targets, dtype=computing_dtype(outputs), memory_format=torch.contiguous_format)
-    return losses, torch.empty_like(losses) if smoothing else losses.new_empty(0)
+    losses = losses_beside(outputs, computing_dtype(outputs))
+    return losses, torch.empty_like(losses) if _has_scores(targets, smoothing) else losses.new_empty(0)
 
 
 @_backward.register_fake

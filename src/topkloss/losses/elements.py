@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from topkloss.base.arguments import (
-    check_beside,
-    check_class_weights,
+    ClassWeights,
     check_label_smoothing,
+    check_number_of_weights,
     check_tensors,
     check_word,
+    class_weights,
 )
 from topkloss.base.tensors import computing_dtype, dense
 from topkloss.kernels import native, operators
 from topkloss.kernels.operators import Backend
-from topkloss.losses.pointwise import check_logits
-from topkloss.losses.regions import present_classes
+from topkloss.losses.regions import present_in
+from topkloss.losses.targets import TWO_CHANNELS, Batch, read_batch
 
 __all__ = ["CrossEntropy", "ElementLoss", "Elements", "RegionLoss"]
 
@@ -103,13 +104,16 @@ class CrossEntropy(ElementLoss):
     """Cross-entropy with ``ignore_index``, class weights as mass and label smoothing, for any criterion.
 
     Args:
-        weight: Class weights, shape (C,), finite and >= 0. Default: 1 each.
-        ignore_index: Target of the elements to leave out; it need not be a legal class.
+        weight: Class weights, finite and >= 0: a tensor of shape (C,), or a list. Default: 1 each. They are masses; of
+            targets that are probabilities, part of the loss: see `topkloss.losses.cross_entropy`.
+        ignore_index: Target of the elements to leave out; it need not be a legal class. Beside probabilities, which
+            have none, it must be negative, as in torch.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1]; ranked is by the loss without.
         backend: "native", the compiled kernels for the CPU; "torch", the portable ones, in chunks; "auto": the first of
             them that serves, on other devices torch's own operations.
         inplace: Allows backward to overwrite the logits with their gradient, where the native kernels serve. They must
-            be computed by the model, and are empty afterwards: a second use of them raises.
+            be computed by the model, and are empty afterwards: a second use of them raises. Where something else reads
+            their memory, a detached tensor or a view, they are left as they are.
 
     Example:
         >>> elements = CrossEntropy(ignore_index=255)(torch.zeros(2, 3), torch.tensor([1, 255]))
@@ -125,7 +129,7 @@ class CrossEntropy(ElementLoss):
     def __init__(
         self,
         *,
-        weight: Tensor | None = None,
+        weight: ClassWeights | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         backend: Backend = "auto",
@@ -133,9 +137,8 @@ class CrossEntropy(ElementLoss):
     ) -> None:
         super().__init__()
         check_label_smoothing(label_smoothing)
-        check_class_weights(weight)
         check_backend(backend)
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", class_weights(weight))
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.backend: Backend = backend
@@ -147,10 +150,9 @@ class CrossEntropy(ElementLoss):
         """The losses of this batch.
 
         Args:
-            outputs: Logits, shape (N, C) or (N, C, d1, ...).
-            targets: Class indices, shape (N,) or (N, d1, ...), any integer type.
-            mask: Bool, shaped like `targets`; True = counts. Combined with `ignore_index`.
-            sample_weight: Mass of each element, shaped like `targets`; multiplied with its class weight.
+            outputs, targets: Logits, and class indices or probabilities: see `topkloss.losses.cross_entropy`.
+            mask: Bool, shaped like the losses or the class indices; True = counts. Combined with `ignore_index`.
+            sample_weight: Mass of each element, shaped like the mask; multiplied with its class weight.
         """
         return cross_entropy_elements(
             outputs,
@@ -167,7 +169,9 @@ class CrossEntropy(ElementLoss):
     def extra_repr(self) -> str:
         """Parameters as they were given."""
         weight = "" if self.weight is None else f"weight={tuple(self.weight.shape)}, "
-        return f"{weight}ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}"
+        shown = f"{weight}ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}"
+        backend = "" if self.backend == "auto" else f", backend={self.backend!r}"
+        return f"{shown}{backend}{', inplace=True' if self.inplace else ''}"
 
 
 class RegionLoss(ElementLoss):
@@ -176,7 +180,8 @@ class RegionLoss(ElementLoss):
     Args:
         loss: Called as ``loss(outputs, targets, mask=...)``; returns losses of shape (N, C), or (N,): `dice_loss`,
             `generalized_dice_loss`, or ``functools.partial(tversky_loss, ...)``.
-        ignore_index: Target of the pixels to leave out.
+        ignore_index: Target of the pixels to leave out. Beside targets shaped like the outputs, which have none, it
+            must be negative.
 
     Example:
         >>> from topkloss.losses import dice_loss
@@ -198,16 +203,14 @@ class RegionLoss(ElementLoss):
 
         Args:
             outputs: Logits, shape (N, C, d1, ...).
-            targets: Class indices, shape (N, d1, ...), any integer type.
-            mask: Bool, shaped like `targets`: pixels that count. Combined with `ignore_index`.
+            targets: Class indices, or the share of each class in each pixel: see `topkloss.losses.dice_loss`.
+            mask: Bool, shaped like the class indices: pixels that count. Combined with `ignore_index`.
             sample_weight: Mass of each region, shaped like the losses.
         """
-        check_logits(outputs, targets, None)
-        check_beside("targets", targets, mask=mask)
-        targets = targets.long()
-        counts = targets != self.ignore_index if mask is None else (targets != self.ignore_index) & mask
-        losses = self.loss(outputs, targets, mask=counts)
-        present = present_classes(targets, outputs.shape[1], mask=counts)
+        batch = read_batch(outputs, targets, mask=mask, one_channel=TWO_CHANNELS, of_regions=True)
+        batch = batch._replace(mask=_counted(batch, self.ignore_index))
+        losses = self.loss(batch.outputs, batch.targets, mask=batch.mask)
+        present = present_in(batch)
         if losses.dim() == 1:
             return Elements(losses, present.any(dim=1), sample_weight)
         classes = torch.arange(losses.shape[1], device=losses.device).expand(losses.shape)
@@ -227,19 +230,16 @@ def cross_entropy_elements(
     inplace: bool = False,
 ) -> Elements:
     """The elements of `CrossEntropy`, of arguments that were checked when it was made."""
-    check_logits(outputs, targets, weight)
-    check_beside("targets", targets, mask=mask, sample_weight=sample_weight)
-    targets = targets.long()  # in uint8, -100 would be the class 156
-    counts = targets != ignore_index
-    if mask is not None:
-        counts = counts & mask
-    mass, class_weight = sample_weight, None
-    if weight is not None:
+    batch = read_batch(outputs, targets, mask=mask, sample_weight=sample_weight)
+    check_number_of_weights(weight, batch.outputs.shape[1])
+    outputs, targets, _, mass, _ = batch
+    counts = _counted(batch, ignore_index)
+    class_weight = None if weight is None else dense(weight, computing_dtype(outputs))
+    if weight is not None and not batch.of_probabilities:
         own = class_mass(targets, weight)
         mass = own if mass is None else own * mass
-        class_weight = dense(weight, computing_dtype(outputs))
     if mass is not None:
-        counts = counts & (mass != 0)  # here already: the loss must not see what does not count
+        counts = mass != 0 if counts is None else counts & (mass != 0)  # the loss must not see what does not count
     losses, scores = operators.cross_entropy(
         outputs,
         targets,
@@ -249,7 +249,20 @@ def cross_entropy_elements(
         backend=backend,
         inplace=inplace,
     )
-    return Elements(losses, counts, mass, scores, targets)
+    return Elements(losses, counts, mass, scores, None if batch.of_probabilities else targets)
+
+
+def _counted(batch: Batch, ignore_index: int) -> Tensor | None:
+    """What the mask leaves, and is not ignored."""
+    if not batch.of_probabilities:
+        counts = batch.targets != ignore_index
+        return counts if batch.mask is None else counts & batch.mask
+    if ignore_index >= 0:
+        raise ValueError(
+            f"`ignore_index` must be negative beside targets that are probabilities, of which none can be ignored; "
+            f"got {ignore_index}. To leave elements out pass `mask` to the call."
+        )
+    return batch.mask
 
 
 def check_backend(backend: str) -> None:

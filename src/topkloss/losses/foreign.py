@@ -77,8 +77,7 @@ class ForeignLoss:
             by_sample: Whether the losses will be told apart by sample.
             omit: Whether a loss that is NaN will not count.
         """
-        of_probabilities = isinstance(targets, Tensor) and targets.is_floating_point()
-        if self.is_cross_entropy and self._own("reduction") == "none" and not of_probabilities:
+        if self.is_cross_entropy and self._own("reduction") == "none":
             return self._cross_entropy(outputs, targets, mask, sample_weight)
         for name, one in (("mask", mask), ("sample_weight", sample_weight)):
             if one is not None:  # their types

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from topkloss.base.arguments import check_beside
+from topkloss.base.arguments import ClassWeights, check_beside, check_number_of_weights, class_weights
 from topkloss.base.tensors import computing_dtype, dense, only_counted, values_are_readable
 from topkloss.kernels import operators
+from topkloss.losses.targets import MARGIN, read_batch
 
 __all__ = [
     "cross_entropy",
@@ -32,7 +33,7 @@ def cross_entropy(
     targets: Tensor,
     *,
     mask: Tensor | None = None,
-    weight: Tensor | None = None,
+    weight: ClassWeights | None = None,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     r"""Cross-entropy of each element, and the score to rank it by: its loss without smoothing and class weights.
@@ -43,68 +44,57 @@ def cross_entropy(
     so that :math:`w_y \ell` is torch's own weighted loss of the element: the class weight of the target is its mass.
     A confidently right element has a *large* smoothed loss; ranking by the score keeps it out of the hardest.
 
+    Of probabilities t (mixup, cutmix, distillation) class weights are part of the loss, as they are in torch, and the
+    score is less the target's own entropy: an element is not hard because its target is mixed.
+
+    .. math:: \ell = -\sum_c w_c \left[(1 - \epsilon)\, t_c + \frac{\epsilon}{C}\right] \log p_c, \qquad
+        \mathrm{score} = \sum_c t_c \log \frac{t_c}{p_c}
+
     Args:
-        outputs: Logits, shape (N, C) or (N, C, d1, ...), floating point. Half precision is computed in float32.
-        targets: Class indices in [0, C), shape (N,) or (N, d1, ...), any integer type.
-        mask: Bool, shaped like `targets`; True = counts. Outputs and targets elsewhere never matter, NaN and
-            illegal classes included, and get no gradient from what counts. Default: all count.
-        weight: Class weights w, shape (C,), non-negative.
+        outputs: Logits, shape (N, C), (N, C, d1, ...) or (C,), floating point. Half precision is computed in float32.
+            The classes are dimension 1: of a language model's (N, T, C) pass outputs.movedim(-1, 1).
+        targets: Class indices in [0, C), shape (N,), (N, d1, ...) or (N, 1, d1, ...), or a scalar beside (C,): of any
+            integer type, or whole numbers of a floating type. Or probabilities t >= 0, floating point, shaped like
+            `outputs`. Which of them is decided by the shape.
+        mask: Bool, shaped like the losses or the class indices; True = counts. Outputs and targets elsewhere never
+            matter, NaN and illegal classes included, and get no gradient from what counts. Default: all count.
+        weight: Class weights w, non-negative: a tensor of shape (C,), or a list.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1].
 
     Returns:
-        Losses and scores in nats, both shaped like `targets`, 0 where not counted; float64 for float64 input and
-        float32 otherwise. The scores carry no gradient.
+        Losses and scores in nats, one for each element: shape (N,) or (N, d1, ...), 0 where not counted; float64 for
+        float64 input and float32 otherwise. The scores carry no gradient; the targets get one if they ask for it.
 
     Raises:
-        TypeError: If `targets` are not integers, or `outputs` not floating point.
-        ValueError: If shapes do not fit, or a readable counted target is not in [0, C). Where values cannot be read
-            without waiting (accelerators, torch.compile) the loss of such an element is NaN.
+        TypeError: If `outputs` are not floating point, or `targets` of a type that cannot be meant.
+        ValueError: If shapes do not fit, there is one class alone, or a readable counted target is not in [0, C), is no
+            whole number, or is a probability below 0. Where values cannot be read without waiting (accelerators,
+            torch.compile) the loss of such an element is NaN.
 
     Example:
         >>> outputs = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
         >>> cross_entropy(outputs, torch.tensor([0, 1]))[0]
         tensor([0.1269, 0.6931])
 
+        A mixed-up target costs its entropy, and is not ranked by it:
+
+        >>> cross_entropy(torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5, 0.5]]))
+        (tensor([0.6931]), tensor([0.]))
+
     Cost: one read of the logits, and one number for each element is kept; backward reads the logits again where a loss
-        gets a gradient, and writes theirs. On devices without kernels, that of ``F.cross_entropy``.
+        gets a gradient, and writes theirs. Probabilities are read as the logits are, and kept as they are given (a copy
+        where they lie otherwise than the logits, or are of half precision). On devices without kernels, that of
+        ``F.cross_entropy``.
     Reference: Szegedy et al. Rethinking the Inception Architecture. CVPR 2016, section 7 (label smoothing).
     """
-    check_logits(outputs, targets, weight)
-    check_beside("targets", targets, mask=mask)
-    weight = None if weight is None else dense(weight, computing_dtype(outputs))
+    outputs, targets, mask, _, is_batched = read_batch(outputs, targets, mask=mask)
+    weight = weight if isinstance(weight, Tensor) else class_weights(weight)
+    check_number_of_weights(weight, outputs.shape[1])
+    weight = None if weight is None else dense(weight, computing_dtype(outputs)).to(outputs.device)
     given: dict[str, Any] = {"class_weight": weight, "smoothing": float(label_smoothing)}
-    losses, scores = operators.cross_entropy(outputs, targets.long(), counts=mask, **given)
-    return losses, losses.detach() if scores is None else scores
-
-
-def check_logits(outputs: Tensor, targets: Tensor, weight: Tensor | None) -> None:
-    """Types and shapes that fit: logits, classes, and one weight per class."""
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"`outputs` must be a tensor of logits; got {type(outputs).__name__}. Of what a model returns pass the "
-            'logits alone, e.g. outputs["out"].'
-        )
-    if not isinstance(targets, Tensor):
-        raise TypeError(
-            f"`targets` must be a tensor of class indices; got {type(targets).__name__}. Pass torch.as_tensor(targets)."
-        )
-    if not outputs.is_floating_point():
-        raise TypeError(f"`outputs` must be floating-point logits; got {outputs.dtype}. Pass outputs.float().")
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise TypeError(
-            f"`targets` must be class indices of an integer type; got {targets.dtype}. "
-            "For one-hot targets pass targets.argmax(dim=1)."
-        )
-    if outputs.dim() < 2 or targets.shape != outputs.shape[:1] + outputs.shape[2:]:
-        raise ValueError(
-            "`outputs` must have shape (N, C) or (N, C, d1, ...) and `targets` the same without C; "
-            f"got {tuple(outputs.shape)} and {tuple(targets.shape)}. The classes are dimension 1: move them there."
-        )
-    if weight is not None and weight.numel() != outputs.shape[1]:
-        raise ValueError(
-            f"`weight` must hold one number per class; got {weight.numel()} for {outputs.shape[1]} classes. "
-            "The classes are dimension 1 of the outputs."
-        )
+    losses, scores = operators.cross_entropy(outputs, targets, counts=mask, **given)
+    scores = losses.detach() if scores is None else scores
+    return (losses, scores) if is_batched else (losses[0], scores[0])
 
 
 def hinge_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -145,21 +135,27 @@ def logistic_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = Non
 def multiclass_hinge_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:
     r"""Crammer and Singer's hinge loss of each element, :math:`\max_{j \ne y} [1 + f_j - f_y]_+`. See `hinge_loss`.
 
-    Shapes as in `cross_entropy`; tied rivals share the gradient; one class alone has loss 0. ``F.multi_margin_loss`` is
+    Shapes of class indices as in `cross_entropy`; tied rivals share the gradient. ``F.multi_margin_loss`` is
     Weston and Watkins' loss, the sum over the rivals, over C. Reference: Crammer, Singer. JMLR 2001, section 3.
 
     >>> multiclass_hinge_loss(torch.tensor([[2.0, 1.5, 0.0], [0.0, 3.0, 1.0]]), torch.tensor([0, 2]))
     tensor([0.5000, 3.0000])
     """
-    check_logits(outputs, targets, None)
-    check_beside("targets", targets, mask=mask)
+    batch = read_batch(outputs, targets, mask=mask, one_channel=MARGIN)
+    if batch.of_probabilities:
+        raise TypeError(
+            f"`targets` must be class indices, not probabilities; got {targets.dtype} of shape {tuple(targets.shape)}. "
+            "A margin has one right class: for soft targets take `cross_entropy`."
+        )
+    outputs, targets, mask, _, is_batched = batch
     index, illegal = legal_classes(targets, outputs.shape[1], mask)
     outputs = outputs.to(computing_dtype(outputs))
     if mask is not None:
         outputs = only_counted(outputs, mask)
     own = outputs.gather(1, index.unsqueeze(1)).squeeze(1)
     rival = outputs.scatter(1, index.unsqueeze(1), -torch.inf).amax(dim=1)
-    return F.relu(1 - _settled(own - rival, illegal, mask))
+    losses = F.relu(1 - _settled(own - rival, illegal, mask))
+    return losses if is_batched else losses[0]
 
 
 def multiclass_squared_hinge_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> Tensor:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from topkloss.base.arguments import check_beside, check_integers, in_range
-from topkloss.base.tensors import computing_dtype
-from topkloss.losses.pointwise import check_logits, legal_classes
+from topkloss.base.tensors import computing_dtype, values_are_readable
+from topkloss.losses.pointwise import legal_classes
+from topkloss.losses.targets import TWO_CHANNELS, Batch, read_batch
 
 __all__ = ["dice_loss", "generalized_dice_loss", "present_classes", "tversky_loss"]
 
@@ -30,8 +31,10 @@ def dice_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, s
 
     Args:
         outputs: Logits, shape (N, C, d1, ...), floating point; p is their softmax over the classes.
-        targets: Class indices in [0, C), shape (N, d1, ...), any integer type.
-        mask: Bool, shaped like `targets`; True = counts. Outputs and targets elsewhere never matter, NaN and
+        targets: Class indices in [0, C), shape (N, d1, ...) or (N, 1, d1, ...), of any integer type, or whole numbers
+            of a floating type. Or the share of each class in each pixel, floating point, shaped like `outputs`:
+            one-hot, or soft, and then every count is taken by shares. Which of them is decided by the shape.
+        mask: Bool, shaped like the class indices; True = counts. Outputs and targets elsewhere never matter, NaN and
             illegal classes included, and get no gradient.
         smoothing: s, in pixels, >= 0; added to numerator and denominator.
 
@@ -41,7 +44,7 @@ def dice_loss(outputs: Tensor, targets: Tensor, *, mask: Tensor | None = None, s
         to 0. "Without" means less than the rounding error of one pixel (1.2e-7 of it in float32).
 
     Raises:
-        TypeError: If `targets` are not integers, or `outputs` not floating point, or `mask` not bool.
+        TypeError: If `outputs` are not floating point, `mask` not bool, or `targets` of a type that cannot be meant.
         ValueError: If shapes do not fit, `smoothing` is out of range, or a readable counted target is not in [0, C).
             Where values cannot be read without waiting (accelerators, torch.compile) the losses of such a sample
             are NaN.
@@ -177,13 +180,26 @@ def present_classes(targets: Tensor, classes: int, *, mask: Tensor | None = None
 
     Cost: one pass over the targets.
     """
-    check_integers("targets", targets, "For one-hot targets pass targets.argmax(dim=1).")
+    check_integers("targets", targets, "Pass class indices, e.g. targets.long().")
     check_beside("targets", targets, mask=mask)
     if targets.dim() < 2:
         raise ValueError(
             f"`targets` must have shape (N, d1, ...), with pixels; got {tuple(targets.shape)}. "
             "For one sample pass targets[None]."
         )
+    return _present(targets, classes, mask)
+
+
+def present_in(batch: Batch) -> Tensor:
+    """The same of a batch, whose targets may be shares."""
+    if not batch.of_probabilities:
+        return _present(batch.targets, batch.outputs.shape[1], batch.mask)
+    there = batch.targets > 0
+    there = there if batch.mask is None else there & batch.mask.unsqueeze(1)
+    return there.flatten(2).any(dim=2)
+
+
+def _present(targets: Tensor, classes: int, mask: Tensor | None) -> Tensor:
     labels, _ = _labels(targets, classes, mask)
     found = torch.zeros(len(labels), classes + 1, dtype=torch.bool, device=labels.device)
     return found.scatter(1, labels.flatten(1), True)[:, :classes]
@@ -200,15 +216,14 @@ def _counts(
     outputs: Tensor, targets: Tensor, mask: Tensor | None, false_positives: float, false_negatives: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """TP, priced errors and numbers of target pixels, (N, C) each; and which samples hold an illegal target, (N,)."""
-    check_logits(outputs, targets, None)
-    check_beside("targets", targets, mask=mask)
-    if outputs.dim() < 3:
+    batch = read_batch(outputs, targets, mask=mask, one_channel=TWO_CHANNELS, of_regions=True)
+    outputs, targets, mask, _, is_batched = batch
+    if outputs.dim() < 3 or not is_batched:
         raise ValueError(
             f"`outputs` must have shape (N, C, d1, ...), with pixels; got {tuple(outputs.shape)}. "
             "For one region per class over the whole batch pass outputs.T[None] and targets[None]."
         )
     classes, pixels = outputs.shape[1], tuple(range(2, outputs.dim()))
-    labels, illegal = _labels(targets, classes, mask)
     outputs = outputs.to(computing_dtype(outputs))
     if mask is not None:
         # Masked here for the gradient, where 0 x NaN is NaN; and again below, since the softmax of zeros is not zero.
@@ -216,10 +231,34 @@ def _counts(
     probabilities = outputs.softmax(dim=1)
     if mask is not None:
         probabilities = probabilities.masked_fill(~mask.unsqueeze(1), 0)
+    if batch.of_probabilities:
+        return _counts_by_shares(probabilities, batch, false_positives, false_negatives)
+    labels, illegal = _labels(targets, classes, mask)
     there = labels.unsqueeze(1) == torch.arange(classes, device=labels.device).view(-1, *(1,) * len(pixels))
     right = torch.where(there, probabilities, 0).sum(dim=pixels)
     wrong = torch.where(there, false_negatives * (1 - probabilities), false_positives * probabilities).sum(dim=pixels)
     return right, wrong, there.sum(dim=pixels), illegal
+
+
+def _counts_by_shares(
+    probabilities: Tensor, batch: Batch, false_positives: float, false_negatives: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same of targets that are the share of each class in each pixel."""
+    shares = batch.targets.to(probabilities.dtype)
+    if batch.mask is not None:
+        shares = shares.masked_fill(~batch.mask.unsqueeze(1), 0)
+    pixels = tuple(range(2, shares.dim()))
+    illegal = ((shares < 0) | (shares > 1)).flatten(1).any(dim=1)
+    if values_are_readable(shares) and bool(illegal.any()):
+        got = shares[(shares < 0) | (shares > 1)][0].item()
+        raise ValueError(
+            f"`targets` shaped like the outputs must be shares in [0, 1] where counted; got {got:g}. If they are "
+            "logits pass targets.softmax(dim=1)."
+        )
+    right = (shares * probabilities).sum(dim=pixels)
+    missed, added = shares * (1 - probabilities), (1 - shares) * probabilities
+    wrong = (false_negatives * missed + false_positives * added).sum(dim=pixels)
+    return right, wrong, shares.sum(dim=pixels), illegal
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:

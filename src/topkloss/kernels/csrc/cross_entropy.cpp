@@ -14,7 +14,7 @@ constexpr int64_t GRAIN = 1 << 15;  // logits that are worth a thread
 
 struct Build {
   const char *vectors;
-  const CrossEntropyKernels *kernels;
+  const CrossEntropyKernels (*kernels)[4];
 };
 
 Build build_for_this_processor() {
@@ -36,6 +36,11 @@ const Build &build() {
   return chosen;
 }
 
+// Of classes or of probabilities, for this type of logits.
+const CrossEntropyKernels &kernels_for(const topkloss_logits &of) {
+  return build().kernels[of.probabilities == nullptr ? 0 : 1][of.type];
+}
+
 int64_t tasks_for(int64_t numbers, int64_t threads) {
   return std::max<int64_t>(1, std::min(threads, numbers / GRAIN));
 }
@@ -54,7 +59,7 @@ int64_t topkloss_cross_entropy(const topkloss_logits *of, void *losses, void *sc
   std::vector<int64_t> illegal(tasks, -1);
   for_each_task(tasks, [&](int64_t task) {
     const Part part = part_of(n, task, tasks);
-    build().kernels[of->type].losses(*of, part.first, part.last, losses, scores, illegal[task]);
+    kernels_for(*of).losses(*of, part.first, part.last, losses, scores, illegal[task]);
   });
   for (const int64_t position : illegal) {
     if (position >= 0) return position;
@@ -66,6 +71,6 @@ void topkloss_cross_entropy_gradient(const topkloss_logits *of, const void *grad
   const int64_t n = of->samples * of->positions, tasks = tasks_for(n * of->classes, of->threads);
   for_each_task(tasks, [&](int64_t task) {
     const Part part = part_of(n, task, tasks);
-    build().kernels[of->type].gradient(*of, part.first, part.last, grad_output, gradient);
+    kernels_for(*of).gradient(*of, part.first, part.last, grad_output, gradient);
   });
 }

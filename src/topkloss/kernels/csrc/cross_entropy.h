@@ -12,9 +12,9 @@ struct CrossEntropyKernels {
   void (*gradient)(const topkloss_logits &of, int64_t first, int64_t last, const void *grad_output, void *gradient);
 };
 
-// One table for each build, indexed by the type of the logits.
-extern const CrossEntropyKernels cross_entropy_avx512[4];
-extern const CrossEntropyKernels cross_entropy_avx2[4];
-extern const CrossEntropyKernels cross_entropy_native[4];
+// One table for each build: of classes and of probabilities, each indexed by the type of the logits.
+extern const CrossEntropyKernels cross_entropy_avx512[2][4];
+extern const CrossEntropyKernels cross_entropy_avx2[2][4];
+extern const CrossEntropyKernels cross_entropy_native[2][4];
 
 }  // namespace topkloss

@@ -109,10 +109,8 @@ inline Reals<double> exp_of(Reals<double> x) {
   return x < -708.0 ? Reals<double>{} : y;
 }
 
-// log(1 + u) for u >= 0, relatively exact however small u is; NaN for NaN.
-inline Reals<float> log1p_of(Reals<float> u) {
-  const Reals<float> w = u + 1.0f;
-  const Reals<float> lost = (u - (w - 1.0f)) / w;  // what the sum rounded away
+// log(w) for a normal number w > 0, to which so much, relatively, is to be added; NaN for NaN.
+inline Reals<float> log_of(Reals<float> w, Reals<float> lost = Reals<float>{}) {
   const Ints<float> bits = bits_as<Ints<float>>(w);
   const Ints<float> exponent = (bits - 0x3f3504f3) >> 23;  // so that the mantissa is in [sqrt(1/2), sqrt(2))
   const Reals<float> z = bits_as<Reals<float>>(bits - (exponent << 23)) - 1.0f;
@@ -129,6 +127,12 @@ inline Reals<float> log1p_of(Reals<float> u) {
   const Reals<float> y = p * z * zz - e * 2.12194440e-4f - zz * 0.5f;
   const Reals<float> sum = (z + (y + lost)) + e * 0.693359375f;
   return w == w ? sum : w;
+}
+
+// log(1 + u) for u >= 0, relatively exact however small u is; NaN for NaN.
+inline Reals<float> log1p_of(Reals<float> u) {
+  const Reals<float> w = u + 1.0f;
+  return log_of(w, (u - (w - 1.0f)) / w);  // and what the sum rounded away
 }
 
 inline Reals<double> log1p_of(Reals<double> u) {

@@ -84,16 +84,17 @@ struct topkloss_logits {
   int64_t type;
   int64_t samples, classes, positions;
   int64_t sample_stride, class_stride, position_stride;  // in numbers, not bytes
-  const int64_t *targets;                                // (samples, positions), contiguous
+  const int64_t *targets;                                // (samples, positions), contiguous; or, where these are null,
+  const void *probabilities;                             // laid as the logits, in the type of the losses
   const uint8_t *counts;                                 // the same, 0 = does not count; null = all count
   const void *class_weight;                              // (classes), of the smoothed part; null = 1 each
   double smoothing;                                      // in [0, 1]
   int64_t threads;
 };
 
-// The loss of each element, 0 where not counted; with smoothing also the scores, which are the losses without it, null
-// where nothing is smoothed. Returns where the first counted target is that is no class (-1 = nowhere; the rest is then
-// not to be used).
+// The loss of each element, 0 where not counted; and the scores, null where classes are not smoothed: the losses without
+// smoothing, of probabilities also without class weights and less the targets' own entropy. Returns where the first
+// counted target is that is no class, or holds a probability below 0 (-1 = nowhere; the rest is then not to be used).
 TOPKLOSS_API int64_t topkloss_cross_entropy(const struct topkloss_logits *of, void *losses, void *scores);
 
 // The gradient of the sum of the losses times grad_output, which has one number for each element in the type of the
