@@ -131,7 +131,7 @@ class TrainConfig:
         None, float, "average the weights with this decay, in (0, 1), and measure and keep the average"
     )
     early_stopping: int | None = option(
-        None, int, "stop after so many epochs without a lower held-out cross-entropy", least=1
+        None, int, "stop after so many epochs without a lower held-out cross-entropy; keep the best", least=1
     )
     seed: int = shared.seed("split, initial weights, order and augmentation")
     workers: int = option(0, int, "processes that load images", least=0)

@@ -42,7 +42,13 @@ def _trained(record: RunRecord) -> str:
     if os.environ.get("RANK", "0") != "0":
         return ""
     accuracy, number = 100 * record.last.accuracy, record.data["held_out"]
-    return f"accuracy {accuracy:.1f} % on {number} held-out images\nresults: {record.config.folder}"
+    lines = [f"accuracy {accuracy:.1f} % on {number} held-out images", f"results: {record.config.folder}"]
+    if record.best_epoch is not None:
+        lines[:0] = [
+            f"the weights are those of epoch {record.best_epoch} of {len(record.epochs)}, whose held-out "
+            f"cross-entropy, {record.last.cross_entropy:.4f}, is the lowest"
+        ]
+    return "\n".join(lines)
 
 
 def _evaluate(run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int) -> Evaluation:
