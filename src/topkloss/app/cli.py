@@ -13,10 +13,15 @@ from typing import Any, TextIO
 import topkloss
 from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
+from topkloss.app.options.devices import MEANING
 from topkloss.app.options.option import Option
 from topkloss.app.tasks.dispatch import changes, option_groups, request, task_of_run, task_of_runs
+from topkloss.app.tasks.interface import Task
 
 __all__ = ["main"]
+
+# What evaluate and predict do where nothing is said.
+LOADING = {"batch_size": 64, "workers": None, "device": "auto"}
 
 _show = warnings.showwarning
 
@@ -106,13 +111,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from topkloss.app.report.plot_evaluation import draw_evaluation
 
         check(arguments.figure)
-    evaluation = task_of_run(arguments.run).evaluate(
-        arguments.run,
-        csv=arguments.data,
-        images=arguments.images,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-    )
+    task = task_of_run(arguments.run)
+    asked = _loading(arguments, task)
+    evaluation = task.evaluate(arguments.run, csv=arguments.data, images=arguments.images, **asked)
     if arguments.figure is not None:
         draw_evaluation(evaluation, arguments.figure)
     path = write_evaluation(evaluation, arguments.out)
@@ -123,12 +124,25 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    predicted = task_of_run(arguments.run).predict(
-        arguments.run, arguments.images, arguments.out, batch_size=arguments.batch_size, workers=arguments.workers
-    )
+    task = task_of_run(arguments.run)
+    predicted = task.predict(arguments.run, arguments.inputs, arguments.out, **_loading(arguments, task))
     print(predicted.text)
     for note in predicted.notes:
         print(f"topkloss: {note}", file=sys.stderr)
+
+
+def _loading(arguments: argparse.Namespace, task: Task) -> dict[str, Any]:
+    """How images are loaded; what was given for nothing is refused."""
+    for name in ("images", *LOADING):
+        word = name.replace("_", "-")
+        if getattr(arguments, name, None) is not None and word not in task.loading:
+            raise InputError(
+                f"`--{word}` must be left out with a run on {task.data}, which loads no images; got "
+                f"{getattr(arguments, name)}. Leave it out."
+            )
+    return {
+        name: default if (given := getattr(arguments, name)) is None else given for name, default in LOADING.items()
+    }
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -232,15 +246,17 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGES", help="files, and folders with all they hold; or one table"
+        "inputs", nargs="+", type=Path, metavar="IMAGES", help="files, and folders with all they hold; or one table"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .csv")
     _add_loading(parser)
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, default=64, help="images that pass together (default: 64)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
+    parser.add_argument("--batch-size", type=int, help=f"images that pass together (default: {LOADING['batch_size']})")
+    workers = "processes that load images (default: one per core, at most 4; none where loading is a matter of seconds)"
+    parser.add_argument("--workers", type=int, help=workers)
+    parser.add_argument("--device", help=f"{MEANING} (default: {LOADING['device']})")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from topkloss.app.data.examples import ImageTable
 from topkloss.app.data.listing import Listing
 from topkloss.app.errors import InputError, shown
+from topkloss.app.options.workers import bearing
 from topkloss.app.progress import counted
 
 __all__ = [
@@ -137,15 +138,8 @@ def decode_all(paths: Sequence[Path], workers: int) -> Iterator[Decoded]:
         InputError: If a process is killed.
     """
     loader: DataLoader[Decoded] = DataLoader(_Decoding(paths), batch_size=16, num_workers=workers, collate_fn=list)
-    try:
+    with bearing(workers):
         yield from counted((one for batch in loader for one in batch), len(paths), "decoded")
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            f"`--workers` must be as many processes as the machine carries; got {workers}, and one was killed. "
-            "Pass --workers 0."
-        ) from error
 
 
 class Images(Dataset[tuple[Tensor, int]]):

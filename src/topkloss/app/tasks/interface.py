@@ -37,14 +37,16 @@ class Evaluate(Protocol):
     """Measures the run in a folder; `csv` and `images`: other data than what it held out."""
 
     def __call__(
-        self, run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int
+        self, run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int | None, device: str
     ) -> Evaluation: ...
 
 
 class Predict(Protocol):
     """Writes what the run in a folder predicts for `inputs`."""
 
-    def __call__(self, run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int) -> Predicted: ...
+    def __call__(
+        self, run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int | None, device: str
+    ) -> Predicted: ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Task:
         predict: See `Predict`.
         export: From the folder of a run to a file for other programs; returns what is printed.
         report: Runs side by side as text; drawn too, where there is a path for the picture.
+        loading: Options of ``evaluate`` and ``predict`` that its runs take, besides what every run takes.
         instead: Of options of other tasks, what to pass here; where nothing is said, they are to be left out.
     """
 
@@ -84,6 +87,7 @@ class Task:
     predict: Predict
     export: Callable[[Path, Path], str]
     report: Callable[[Sequence[Path], Path | None], str]
+    loading: frozenset[str] = frozenset()
     instead: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -31,7 +31,7 @@ PARAMETERS: dict[str, dict[str, float | None]] = {
 SCHEDULED = ("top-k", "ranked-range")
 
 # These change no number: they may be given anew when a run is resumed. The data may have moved.
-FREE = frozenset({"csv", "images", "workers", "log"})
+FREE = frozenset({"csv", "images", "workers", "device", "log"})
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ class TrainConfig:
         None, int, "stop after so many epochs without a lower held-out cross-entropy; keep the best", least=1
     )
     seed: int = shared.seed("split, initial weights, order and augmentation")
-    workers: int = option(0, int, "processes that load images", least=0)
+    device: str = shared.device()
+    workers: int | None = shared.workers()
     skip_easy: bool = option(
         False, bool, "rank each batch first, without gradient, and back-propagate the selected images only"
     )

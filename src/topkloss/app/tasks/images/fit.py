@@ -25,6 +25,8 @@ import topkloss
 from topkloss.app.data.dataset import ImageTable, split
 from topkloss.app.data.examples import imbalance
 from topkloss.app.errors import DiskError, InputError, RunError, in_command
+from topkloss.app.options.devices import device_named
+from topkloss.app.options.workers import bearing
 from topkloss.app.tasks.images.callbacks import Clock, Lines, Seeding, Stopping, is_over
 from topkloss.app.tasks.images.checkpoints import (
     CHECKPOINT,
@@ -236,7 +238,8 @@ def _train(run: Prepared, folder: Path, done: int) -> Progress:
             warnings.filterwarnings("ignore", message=f".*{hint}.*")
         try:
             checkpoint = str(folder / CHECKPOINT) if done else None
-            trainer.fit(task, train, held_out, ckpt_path=checkpoint, weights_only=True)
+            with bearing(train.num_workers, lambda: _how_to_go_on(folder, " --workers 0")):
+                trainer.fit(task, train, held_out, ckpt_path=checkpoint, weights_only=True)
         except RunError:
             raise
         except InputError as error:
@@ -258,22 +261,23 @@ def _train(run: Prepared, folder: Path, done: int) -> Progress:
     return task.progress
 
 
-def _how_to_go_on(folder: Path) -> str:
+def _how_to_go_on(folder: Path, options: str = "") -> str:
     saved = load(folder)
     epochs = 0 if saved is None else len(saved["progress"]["epochs"])
     kept = f"{epochs} epoch{'' if epochs == 1 else 's'} saved" if epochs else "no epoch was over"
-    return f"{kept}; `topkloss train --resume {in_command(_short(folder))}` continues."
+    return f"{kept}; `topkloss train --resume {in_command(_short(folder))}{options}` continues."
 
 
 def _trainer(config: TrainConfig, folder: Path) -> lightning.Trainer:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    kind, _, number = device_named(config.device).partition(":")
     bar = [TQDMProgressBar(leave=False)] if sys.stderr.isatty() else []
     return lightning.Trainer(
         max_epochs=config.epochs,
-        devices=local,
+        devices=[int(number)] if number else local,
         num_nodes=processes() // local,
         strategy="ddp" if processes() > 1 else "auto",
-        accelerator="auto" if torch.cuda.is_available() else "cpu",
+        accelerator=kind,
         precision=config.precision,
         plugins=[WholeFiles()],
         callbacks=[Seeding(config.seed), Clock(), Stopping(config.early_stopping), Saving(folder), Lines(), *bar],
@@ -287,7 +291,13 @@ def _trainer(config: TrainConfig, folder: Path) -> lightning.Trainer:
 
 
 def _check_machine(config: TrainConfig) -> None:
-    if config.precision == "16-mixed" and not torch.cuda.is_available():
+    device = device_named(config.device)
+    if ":" in device and processes() > 1:
+        raise InputError(
+            f"`--device` must be cuda in several processes, each of which takes a GPU; got {device}. "
+            "Pass --device cuda, or leave it out."
+        )
+    if config.precision == "16-mixed" and not device.startswith("cuda"):
         raise InputError(
             "`--precision` must be 32 or bf16-mixed without a GPU; got 16-mixed. Pass --precision bf16-mixed."
         )

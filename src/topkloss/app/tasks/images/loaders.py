@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 
 from topkloss.app.data.dataset import Images, ImageTable, preparation
 from topkloss.app.options.option import known
+from topkloss.app.options.workers import workers_that_pay
 from topkloss.app.tasks.images.config import TrainConfig
 from topkloss.app.tasks.images.sampling import Drawn, Order, augmentation
 
-__all__ = ["loaders", "processes"]
+__all__ = ["image_bytes", "loaders", "processes"]
 
 
 def loaders(
@@ -40,17 +41,26 @@ def loaders(
     # a last batch of one image has no variance for batch normalisation to divide by
     normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     unfit = normalised and len(order) > size and len(order) % size == 1
-    settings: dict[str, Any] = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
+    of_train: Any = Drawn(drawn, config.seed)
+    workers = config.workers
+    if workers is None:
+        both = (size + config.batch_size) * image_bytes(known(config.image_size, "image-size"))
+        workers = workers_that_pay(lambda place: of_train[done, place, True], len(train), config.epochs - done, both)
+    settings: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
 
     def own_chance() -> torch.Generator:
         """A loader that draws from the common one shifts what the model draws."""
         return torch.Generator().manual_seed(config.seed)
 
-    of_train: Any = Drawn(drawn, config.seed)
     return (
         DataLoader(of_train, batch_size=size, sampler=order, drop_last=unfit, generator=own_chance(), **settings),
         DataLoader(measured, batch_size=config.batch_size, generator=own_chance(), **settings),
     )
+
+
+def image_bytes(size: int) -> int:
+    """Of a prepared image: three channels of four bytes."""
+    return 12 * size * size
 
 
 def processes() -> int:

@@ -33,7 +33,9 @@ class Prediction:
     error: str = ""
 
 
-def predict(run: Run, paths: Iterable[str | Path], *, batch_size: int = 64, workers: int = 0) -> Iterator[Prediction]:
+def predict(
+    run: Run, paths: Iterable[str | Path], *, batch_size: int = 64, workers: int | None = 0
+) -> Iterator[Prediction]:
     """Predictions as they come, in the order of `find_images`; a bad image is a prediction with an `error`.
 
     Args:
@@ -51,7 +53,7 @@ def predict(run: Run, paths: Iterable[str | Path], *, batch_size: int = 64, work
 
 
 def write_predictions(
-    run: Run, paths: Iterable[str | Path], out: str | Path, *, batch_size: int = 64, workers: int = 0
+    run: Run, paths: Iterable[str | Path], out: str | Path, *, batch_size: int = 64, workers: int | None = 0
 ) -> tuple[int, int]:
     """Writes a CSV: image, class and its probability, error, and a column `p_...` for each class.
 

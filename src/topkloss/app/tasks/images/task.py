@@ -51,18 +51,22 @@ def _trained(record: RunRecord) -> str:
     return "\n".join(lines)
 
 
-def _evaluate(run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int) -> Evaluation:
+def _evaluate(
+    run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int | None, device: str
+) -> Evaluation:
     with loading():
         from topkloss.app.tasks.images.evaluate import evaluate
         from topkloss.app.tasks.images.run import load_run
-    return evaluate(load_run(run), csv=csv, images=images, batch_size=batch_size, workers=workers)
+    return evaluate(load_run(run, device=device), csv=csv, images=images, batch_size=batch_size, workers=workers)
 
 
-def _predict(run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int) -> Predicted:
+def _predict(
+    run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int | None, device: str
+) -> Predicted:
     with loading():
         from topkloss.app.tasks.images.predict import write_predictions
         from topkloss.app.tasks.images.run import load_run
-    lines, bad = write_predictions(load_run(run), inputs, out, batch_size=batch_size, workers=workers)
+    lines, bad = write_predictions(load_run(run, device=device), inputs, out, batch_size=batch_size, workers=workers)
     notes = [f"{bad} of {lines} images are bad; the column `error` says why."] if bad else []
     return Predicted(f"{lines - bad} images predicted: {out}", notes)
 
@@ -103,4 +107,5 @@ IMAGES = Task(
     predict=_predict,
     export=_export,
     report=_report,
+    loading=frozenset({"images", "batch-size", "workers", "device"}),
 )

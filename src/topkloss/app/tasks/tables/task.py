@@ -38,13 +38,17 @@ def _resume(run: Path, asked: Mapping[str, Any]) -> str:
     )
 
 
-def _evaluate(run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int) -> Evaluation:
+def _evaluate(
+    run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int | None, device: str
+) -> Evaluation:
     with loading():
         from topkloss.app.tasks.tables.evaluate import evaluate_table, load_table_run
     return evaluate_table(load_table_run(run), csv=csv, images=images)
 
 
-def _predict(run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int) -> Predicted:
+def _predict(
+    run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int | None, device: str
+) -> Predicted:
     with loading():
         from topkloss.app.tasks.tables.evaluate import load_table_run
         from topkloss.app.tasks.tables.predict import write_table_predictions
