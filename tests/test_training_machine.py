@@ -90,7 +90,7 @@ def test_a_loading_process_that_ends_is_a_sentence(
     assert "Traceback" not in error
     assert (load(config.folder) is not None) == bool(epochs)
     resume(config.folder, {"workers": 0})
-    for name in ("model.safetensors", "metrics.csv"):
+    for name in ("model.safetensors", "metrics.csv", "losses.csv"):
         assert (config.folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -189,7 +189,7 @@ def test_one_gpu_is_not_for_several_processes(config: TrainConfig, monkeypatch: 
 
 def test_processes_load_where_that_takes_long_and_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("topkloss.app.options.workers.cores", lambda: 16)
-    slow = {"load": lambda place: time.sleep(0.002), "images": 4000, "passes": 1, "batch_bytes": 1}
+    slow: dict[str, Any] = {"load": lambda place: time.sleep(0.002), "images": 4000, "passes": 1, "batch_bytes": 1}
     assert workers_that_pay(**slow) == 4  # 8 s in all
     assert workers_that_pay(**{**slow, "passes": 0}) == 0
     assert workers_that_pay(**{**slow, "images": 100}) == 0
@@ -224,7 +224,8 @@ def test_without_a_word_a_run_is_the_same_and_asks_anew_on_each_machine(
         return 2
 
     monkeypatch.setattr("topkloss.app.tasks.images.loaders.workers_that_pay", pay)
+    monkeypatch.setattr("topkloss.app.tasks.images.example_losses.workers_that_pay", pay)
     record = fit(replace(config, workers=None, out=str(tmp_path / "open")))
-    assert (asked, record.config.workers) == ([(27, 2)], None)
+    assert (asked, record.config.workers) == ([(27, 2), (30, 1)], None)
     for name in ("model.safetensors", "metrics.csv"):
         assert (tmp_path / "open" / name).read_bytes() == (config.folder / name).read_bytes()

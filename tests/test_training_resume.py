@@ -511,5 +511,13 @@ def test_a_checkpoint_is_replaced_whole(config: TrainConfig, monkeypatch: pytest
     text = " ".join(calls)
     assert re.findall(r"(sync )?rename (\S+)", text) == [
         ("sync ", name)
-        for name in ("config.yaml", "last.ckpt", "metrics.csv", "model.safetensors", "config.yaml", "metrics.csv")
+        for name in (
+            "config.yaml",
+            "last.ckpt",
+            "metrics.csv",
+            "model.safetensors",
+            "losses.csv",
+            "config.yaml",
+            "metrics.csv",
+        )
     ] + [("sync ", "metrics.json")]

@@ -15,8 +15,8 @@ from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
 from topkloss.app.options.devices import MEANING
 from topkloss.app.options.option import Option
-from topkloss.app.tasks.dispatch import changes, option_groups, request, task_of_run, task_of_runs
-from topkloss.app.tasks.interface import Task
+from topkloss.app.tasks.dispatch import changes, losses_at, option_groups, request, task_of_run, task_of_runs
+from topkloss.app.tasks.interface import RunLosses, Task
 
 __all__ = ["main"]
 
@@ -158,12 +158,15 @@ def _doctor() -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     from topkloss.app.report.inspection import inspect, text
 
+    known = losses_at(arguments.losses) or RunLosses(arguments.losses, None, None, False)
     inspection = inspect(
-        arguments.losses,
+        known.path,
         loss_column=arguments.loss_column,
-        class_column=arguments.class_column,
-        constant_loss=arguments.constant_loss,
+        class_column=arguments.class_column or known.classes,
+        constant_loss=known.zero_loss if arguments.constant_loss is None else arguments.constant_loss,
         fractions=arguments.fractions,
+        part=arguments.part,
+        is_cross_entropy=known.is_cross_entropy,
     )
     if arguments.figure is not None:
         from topkloss.app.report.plot_inspection import draw_inspection
@@ -260,13 +263,16 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("losses", type=Path, metavar="LOSSES", help="CSV (or .tsv) with one loss per line")
+    parser.add_argument(
+        "losses", type=Path, metavar="LOSSES", help="folder of a run, or a CSV (or .tsv) with one loss per line"
+    )
+    parser.add_argument("--part", help="train, held_out, or all of the lines (default: held_out, where lines say that)")
     parser.add_argument("--loss-column", default="loss", help="its name in the first line (default: loss)")
-    parser.add_argument("--class-column", help="show the share of each class in the hardest")
+    parser.add_argument("--class-column", help="show the share of each class in the hardest (of a run: label)")
     parser.add_argument(
         "--constant-loss",
         type=float,
-        help="loss of the zero model, log C for C classes: adds the bound",
+        help="loss of the zero model, log C for C classes: adds the bounds (of a run: known)",
     )
     parser.add_argument("--fractions", type=float, nargs="+", metavar="F", help="each in (0, 1] (default: from 0.01)")
     parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")

@@ -10,10 +10,10 @@ from topkloss.app.errors import InputError
 from topkloss.app.options.file import content_of, given
 from topkloss.app.options.option import Option
 from topkloss.app.tasks.images.task import IMAGES
-from topkloss.app.tasks.interface import Task
+from topkloss.app.tasks.interface import RunLosses, Task
 from topkloss.app.tasks.tables.task import TABLES
 
-__all__ = ["TASKS", "changes", "option_groups", "request", "task_of_run", "task_of_runs"]
+__all__ = ["TASKS", "changes", "losses_at", "option_groups", "request", "task_of_run", "task_of_runs"]
 
 # The first is what a command without --task is about, and a run whose config.yaml names no task.
 TASKS: tuple[Task, ...] = (IMAGES, TABLES)
@@ -73,6 +73,28 @@ def task_of_run(folder: Path) -> Task:
     except (InputError, OSError):
         name = DEFAULT
     return _task_of(name, str(path))
+
+
+def losses_at(path: Path) -> RunLosses | None:
+    """The losses of the examples of a run, by its folder or by the file in it; None where a file is of no run.
+
+    Raises:
+        InputError: If a folder is no finished run, or has no losses.
+    """
+    if path.is_dir():
+        found = task_of_run(path).losses(path)
+        if not found.path.exists():
+            raise InputError(
+                f"{path} must have {found.path.name}, as runs have; got none. Copy it whole, or train again."
+            )
+        return found
+    if not (path.parent / "config.yaml").exists() or not (path.parent / "metrics.json").exists():
+        return None
+    try:
+        found = task_of_run(path.parent).losses(path.parent)
+    except InputError:  # files of those names that are no run's
+        return None
+    return found if found.path == path else None
 
 
 def task_of_runs(runs: Sequence[Path]) -> Task:

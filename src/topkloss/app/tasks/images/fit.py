@@ -26,7 +26,7 @@ from topkloss.app.data.dataset import ImageTable, split
 from topkloss.app.data.examples import imbalance
 from topkloss.app.errors import DiskError, InputError, RunError, in_command
 from topkloss.app.options.devices import device_named
-from topkloss.app.options.workers import bearing
+from topkloss.app.options.workers import MOST, bearing
 from topkloss.app.tasks.images.callbacks import Clock, Lines, Seeding, Stopping, is_over
 from topkloss.app.tasks.images.checkpoints import (
     CHECKPOINT,
@@ -36,16 +36,18 @@ from topkloss.app.tasks.images.checkpoints import (
     created,
     disk,
     emptied,
+    final_weights,
     load,
     reopened,
     write_weights,
 )
 from topkloss.app.tasks.images.config import TrainConfig, checked
 from topkloss.app.tasks.images.criterion import create_criterion
+from topkloss.app.tasks.images.example_losses import write_losses
 from topkloss.app.tasks.images.loaders import loaders, processes
 from topkloss.app.tasks.images.models import check_takes, colours, create_model, load_weights, own_size
 from topkloss.app.tasks.images.module import ImageClassifier, Progress
-from topkloss.app.tasks.images.records import RunHeader, RunRecord
+from topkloss.app.tasks.images.records import LOSSES, RunHeader, RunRecord
 from topkloss.app.tasks.images.resuming import asked_anew, check_length, check_same, nothing_to_resume
 from topkloss.app.tasks.images.source import table_of
 
@@ -197,6 +199,8 @@ def _trained(run: Prepared, folder: Path, progress: Progress, *, fresh: bool) ->
             if final is None:
                 raise DiskError(f"{folder} must have the checkpoint of its last epoch; got none. Train again.")
             write_weights(folder, final)
+            with disk(folder, LOSSES):
+                _write_losses(run, folder, final_weights(final))
             record = _record(run, progress)
             with disk(folder, "the metrics"):
                 record.write(folder)
@@ -217,6 +221,16 @@ def _record(run: Prepared, progress: Progress) -> RunRecord:
         time=progress.time,
         best_epoch=progress.best_epoch,
     )
+
+
+def _write_losses(run: Prepared, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """By the weights that the run ends with, of the images as they are, without augmentation."""
+    config = run.header.config
+    run.model.load_state_dict(weights)
+    model = run.model.eval().to(device_named(config.device))
+    parts = {"train": run.train, "held_out": run.held_out}
+    with bearing(config.workers or MOST, lambda: _how_to_go_on(folder, " --workers 0")):
+        write_losses(folder / LOSSES, config, run.table, parts, model)
 
 
 def _train(run: Prepared, folder: Path, done: int) -> Progress:

@@ -17,10 +17,13 @@ from topkloss.app.options.file import RECORDED, given
 from topkloss.app.runs.files import replacing
 from topkloss.app.tasks.images.config import TrainConfig, options
 
-__all__ = ["WEIGHTS", "EpochRecord", "RunHeader", "RunRecord", "TrainConfig", "write_epochs"]
+__all__ = ["LOSSES", "WEIGHTS", "EpochRecord", "RunHeader", "RunRecord", "TrainConfig", "write_epochs"]
 
 # In the folder of a finished run, beside the records.
 WEIGHTS = "model.safetensors"
+
+# A line for each image: what is predicted, and its cross-entropy.
+LOSSES = "losses.csv"
 
 # Fields of a `RunRecord` that stand in metrics.json under their names.
 MEASURED = ("recall", "support", "gradient", "time", "seconds", "best_epoch")

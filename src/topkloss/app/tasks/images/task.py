@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from topkloss.app.data.layout import DataOptions
 from topkloss.app.loading import loading
 from topkloss.app.tasks.images.config import TrainConfig
-from topkloss.app.tasks.images.records import RunRecord
-from topkloss.app.tasks.interface import Checked, Predicted, Task
+from topkloss.app.tasks.images.records import LOSSES, RunRecord
+from topkloss.app.tasks.interface import Checked, Predicted, RunLosses, Task
 
 if TYPE_CHECKING:
     from topkloss.app.runs.metrics import Evaluation
@@ -93,6 +94,10 @@ def _report(runs: Sequence[Path], figure: Path | None) -> str:
     return table(records)
 
 
+def _losses(run: Path) -> RunLosses:
+    return RunLosses(run / LOSSES, "label", math.log(len(RunRecord.read(run).classes)), True)
+
+
 IMAGES = Task(
     names=("images",),
     what="images",
@@ -106,6 +111,7 @@ IMAGES = Task(
     evaluate=_evaluate,
     predict=_predict,
     export=_export,
+    losses=_losses,
     report=_report,
     loading=frozenset({"images", "batch-size", "workers", "device"}),
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
-from topkloss.app.tasks.interface import Checked, Predicted, Task
+from topkloss.app.tasks.interface import Checked, Predicted, RunLosses, Task
 from topkloss.app.tasks.tables.config import LOSSES, TableConfig
 
 if TYPE_CHECKING:
@@ -76,6 +77,20 @@ def _report(runs: Sequence[Path], figure: Path | None) -> str:
     return "\n\n".join([rows_table(records), *hard])
 
 
+def _losses(run: Path) -> RunLosses:
+    """The sum over the classes, each against the rest; of softmax, and of two classes, there is one problem."""
+    from topkloss.app.tasks.tables.records import LOSSES as FILE
+    from topkloss.app.tasks.tables.records import TableRecord
+
+    record = TableRecord.read(run)
+    loss, classes = record.config.row_loss, len(record.data["classes"])
+    if not classes:
+        return RunLosses(run / FILE, None, None, False)
+    each = math.log(2) if loss == "logistic" else 1.0
+    zero = math.log(classes) if loss == "softmax" else each * (1 if classes == 2 else classes)
+    return RunLosses(run / FILE, "label", zero, loss == "softmax" or (loss == "logistic" and classes == 2))
+
+
 TABLES = Task(
     names=tuple(LOSSES),
     what="a table of features",
@@ -92,6 +107,7 @@ TABLES = Task(
     evaluate=_evaluate,
     predict=_predict,
     export=_export,
+    losses=_losses,
     report=_report,
     instead={
         "fraction": "Pass --fractions, which takes one or more.",
