@@ -15,6 +15,7 @@ from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
 from topkloss.app.options.devices import MEANING
 from topkloss.app.options.option import Option
+from topkloss.app.options.parser import Parser, refuse_unknown
 from topkloss.app.tasks.dispatch import changes, losses_at, option_groups, request, task_of_run, task_of_runs
 from topkloss.app.tasks.interface import RunLosses, Task
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 for bad input, or 130 after Ctrl-C, or 141 where nobody reads the output any more.
     """
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _arguments(sys.argv[1:] if argv is None else argv)
         warnings.showwarning = _warn
         if arguments.command == "train":
             _train(arguments)
@@ -67,6 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"topkloss: {_sentence(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser, commands = _parser()
+    refuse_unknown(parser, commands, words)
+    arguments, rest = parser.parse_known_args(words)
+    if rest:
+        command = commands[arguments.command]
+        command.error(f"`{rest[0]}` must be left out: nothing takes it. `{command.prog} --help` says what goes where.")
+    return arguments
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -204,10 +215,11 @@ def _sentence(error: Exception) -> str:
     return f'this needs the package {package}; got an installation without it. pip install "topkloss[{extra}]"'
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="topkloss", description=topkloss.__doc__, allow_abbrev=False)
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the commands by name."""
+    parser = Parser(prog="topkloss", description=topkloss.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"topkloss {topkloss.__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(
@@ -234,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "doctor", parents=[common], help="say which kernels serve, and what is installed", allow_abbrev=False
     )
-    return parser
+    return parser, dict(commands.choices)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -304,7 +316,9 @@ def _add_options(parser: argparse.ArgumentParser, *, layout_only: bool = False) 
 
 def _add_option(parser: argparse._ActionsContainer, one: Option) -> None:
     """One that is not given is not there."""
-    rest: dict[str, Any] = {"type": one.kind, "choices": one.choices or None}
+    rest: dict[str, Any] = {"type": one.kind}
+    if one.choices:
+        rest["metavar"] = f"{{{','.join(one.choices)}}}"
     if one.kind is bool:
         rest = {"action": argparse.BooleanOptionalAction}
     elif one.many:

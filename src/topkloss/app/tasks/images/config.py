@@ -16,7 +16,7 @@ from typing import Literal
 from topkloss.app.data.layout import DataOptions
 from topkloss.app.errors import InputError
 from topkloss.app.options import shared
-from topkloss.app.options.option import Option, check_count, option, options_of, refusals_of
+from topkloss.app.options.option import Option, check_choices, check_count, option, options_of, refusals_of
 
 __all__ = ["FREE", "TrainConfig", "check_colours", "checked", "options"]
 
@@ -189,8 +189,7 @@ def checked(config: TrainConfig) -> TrainConfig:
     Raises:
         InputError: If an option is out of range, or two contradict each other.
     """
-    if config.loss not in PARAMETERS:
-        raise InputError(f"`--loss` must be one of {', '.join(PARAMETERS)}; got {config.loss}. Pass one of these.")
+    check_choices(config)
     _check_parameters(config)
     _check_numbers(config)
     check_colours(config)
