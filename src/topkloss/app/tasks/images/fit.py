@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import platform
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
@@ -47,6 +45,7 @@ from topkloss.app.tasks.images.example_losses import write_losses
 from topkloss.app.tasks.images.loaders import loaders, processes
 from topkloss.app.tasks.images.models import check_takes, colours, create_model, load_weights, own_size
 from topkloss.app.tasks.images.module import ImageClassifier, Progress
+from topkloss.app.tasks.images.pace import Pace
 from topkloss.app.tasks.images.records import LOSSES, RunHeader, RunRecord
 from topkloss.app.tasks.images.resuming import asked_anew, check_length, check_same, nothing_to_resume
 from topkloss.app.tasks.images.source import table_of
@@ -285,7 +284,8 @@ def _how_to_go_on(folder: Path, options: str = "") -> str:
 def _trainer(config: TrainConfig, folder: Path) -> lightning.Trainer:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     kind, _, number = device_named(config.device).partition(":")
-    bar = [TQDMProgressBar(leave=False)] if sys.stderr.isatty() else []
+    pace = Pace(at_most=config.early_stopping is not None)
+    seen = [Seeding(config.seed), Clock(), pace, Stopping(config.early_stopping), Saving(folder), Lines(pace)]
     return lightning.Trainer(
         max_epochs=config.epochs,
         devices=[int(number)] if number else local,
@@ -294,11 +294,11 @@ def _trainer(config: TrainConfig, folder: Path) -> lightning.Trainer:
         accelerator=kind,
         precision=config.precision,
         plugins=[WholeFiles()],
-        callbacks=[Seeding(config.seed), Clock(), Stopping(config.early_stopping), Saving(folder), Lines(), *bar],
+        callbacks=seen,
         deterministic="warn",
         logger=TensorBoardLogger(folder, name="", version="tensorboard") if config.log == "tensorboard" else False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
