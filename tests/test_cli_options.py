@@ -172,9 +172,7 @@ def test_an_option_of_a_file_is_answered_likewise(tmp_path: Path, capsys: pytest
         )
 
 
-@pytest.mark.parametrize(
-    "option", [("--workers", "1"), ("--device", "cpu"), ("--batch-size", "3"), ("--images", "photos")]
-)
+@pytest.mark.parametrize("option", [("--workers", "1"), ("--device", "cpu"), ("--batch-size", "3")])
 def test_what_a_run_on_a_table_does_not_take_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
 ) -> None:

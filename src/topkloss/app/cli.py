@@ -144,7 +144,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _loading(arguments: argparse.Namespace, task: Task) -> dict[str, Any]:
     """How images are loaded; what was given for nothing is refused."""
-    for name in ("images", *LOADING):
+    for name in LOADING:
         word = name.replace("_", "-")
         if getattr(arguments, name, None) is not None and word not in task.loading:
             raise InputError(

@@ -113,5 +113,5 @@ IMAGES = Task(
     export=_export,
     losses=_losses,
     report=_report,
-    loading=frozenset({"images", "batch-size", "workers", "device"}),
+    loading=frozenset({"batch-size", "workers", "device"}),
 )
