@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
 import time
 from dataclasses import replace
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,18 @@ def test_an_end_that_is_heard_of_elsewhere_and_a_process_that_cannot_begin_are_s
             "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
             "out of shared memory. Please try to raise your shared memory limit."
         )
+
+
+def test_an_end_while_a_batch_is_handed_over_is_a_sentence_and_a_reader_that_leaves_is_none() -> None:
+    """What the sender of a batch leaves behind: a connection that breaks, or its address, where nobody listens."""
+    sender, receiver = multiprocessing.Pipe()
+    sender.close()
+    with pytest.raises(RunError, match=r"^`--workers` .* one ended: EOFError\. Pass --workers 0\.$"), bearing(1):
+        receiver.recv_bytes()
+    with pytest.raises(RunError, match=r"one ended: \[Errno 2\] No such file or directory\. "), bearing(1):
+        Client("/nowhere/socket")
+    with pytest.raises(BrokenPipeError), bearing(1):
+        raise BrokenPipeError(32, "Broken pipe")
 
 
 # Devices

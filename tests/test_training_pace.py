@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_what_is_left_is_that_of_all_epochs_to_come(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ten batches of 30 s in each of four epochs, the first of which was made in another process."""
-    clock, pace, module = Clock(monkeypatch), Pace(), Any
+    clock, pace, module = Clock(monkeypatch), Pace(), cast(Any, None)
     pace.on_train_start(trainer(1, 4), module)
     for epoch in (1, 2, 3):
         for batch in range(10):
@@ -51,7 +51,7 @@ def test_what_is_left_is_that_of_all_epochs_to_come(
 
 
 def test_a_run_that_may_stop_early_takes_at_most_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, pace, module = Clock(monkeypatch), Pace(at_most=True), Any
+    clock, pace, module = Clock(monkeypatch), Pace(at_most=True), cast(Any, None)
     pace.on_train_start(trainer(0, 2), module)
     for _ in range(10):
         clock.now += 720
@@ -60,7 +60,7 @@ def test_a_run_that_may_stop_early_takes_at_most_so_long(monkeypatch: pytest.Mon
 
 
 def test_a_terminal_shows_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, pace, module = Clock(monkeypatch), Pace(), Any
+    clock, pace, module = Clock(monkeypatch), Pace(), cast(Any, None)
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setattr("sys.stderr", screen)

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,7 @@ def bearing(workers: int, hint: Callable[[], str] = lambda: "Pass --workers 0.")
         yield
     except InputError:
         raise
-    except (OSError, RuntimeError, MemoryError) as error:
+    except (OSError, EOFError, RuntimeError, MemoryError) as error:
         if workers == 0 or not _is_sign(error):
             raise
         said = str(error).rstrip().rpartition("\n")[2] if str(error).startswith("Caught") else str(error)
@@ -107,4 +108,12 @@ def _is_sign(error: BaseException) -> bool:
     if text.startswith("Caught "):  # an exception of a process, with its traceback: what it was stands last
         last = text.rstrip().rpartition("\n")[2]
         return any(sign in last for sign in SIGNS[1:])
+    if isinstance(error, OSError | EOFError) and _is_in_transit(error):
+        return True
     return any(sign in text for sign in SIGNS) or (isinstance(error, OSError) and error.errno in ERRNOS)
+
+
+def _is_in_transit(error: BaseException) -> bool:
+    """Whether it came up while something was sent from process to process, and is no file's or output's."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(Path(name).parent.name == "multiprocessing" for name in frames)
