@@ -153,7 +153,7 @@ def test_digits_are_free_of_problems(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_worker_that_is_killed_is_a_sentence(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("topkloss.app.data.decoding._decoded", lambda *asked: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(
-        InputError, match=r"^`--workers` must be as many .*; got 1, and one was killed\. Pass --workers 0"
+        InputError, match=r"^`--workers` must be as many .*; got 1, and one ended: .*\. Pass --workers 0"
     ):
         list(decode_all([Path("2-0.png")], 1))
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
@@ -14,6 +18,7 @@ from topkloss.app.cli import main
 from topkloss.app.errors import InputError
 from topkloss.app.report.inspection import MOST_CLASSES, Inspection, inspect, most_different, text
 from topkloss.app.report.plot_inspection import draw_inspection
+from topkloss.app.tasks.dispatch import losses_at
 
 SMALL = "loss,label\n4,dog\n2,cat\n1,cat\n1,cat\n"
 
@@ -25,8 +30,8 @@ fraction  k  threshold  value (AT_k)  value / mean
      0.5  2          2             3           1.5
        1  4          1             2             1
 
-Below fraction 0.5 a constant model, of loss 3, has a smaller AT_k than this one.
 Above fraction 0.667 = mean / 3 the bound k > n E* holds: E* is that or less.
+Below fraction 0.5 a constant model, of loss 3, has a smaller AT_k than this one.
 
 Share of each class in all losses and in each fraction, %:
 class   all   0.25   0.5
@@ -59,7 +64,7 @@ def test_the_text(tmp_path: Path) -> None:
 
 def test_without_classes_and_constant_only_the_table_is_left(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
-    assert text(inspect(path, fractions=[0.25, 0.5, 1])) == TEXT.partition("\n\nBelow")[0]
+    assert text(inspect(path, fractions=[0.25, 0.5, 1])) == TEXT.partition("\n\nAbove")[0]
 
 
 @pytest.mark.parametrize(
@@ -218,3 +223,155 @@ def test_another_kind_of_figure_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"`--figure` must end in \.png or \.svg; got .*losses\.jpg\."):
         draw_inspection(inspect(write(tmp_path, SMALL)), tmp_path / "losses.jpg")
     assert [path.name for path in tmp_path.iterdir()] == ["losses.csv"]
+
+
+# Parts, and runs
+
+PARTS = "loss,label,part\n4,dog,held_out\n2,cat,held_out\n1,cat,held_out\n1,cat,held_out\n9,cat,train\n0,dog,test\n"
+
+
+def test_what_was_held_out_is_inspected_where_the_lines_say_that(tmp_path: Path) -> None:
+    path = write(tmp_path, PARTS)
+    asked: dict[str, Any] = {"class_column": "label", "constant_loss": 3, "fractions": [0.25, 0.5, 1]}
+    expected = TEXT.replace("4 losses:", "4 losses, held_out:")
+    assert text(inspect(path, **asked)) == text(inspect(path, part="held_out", **asked)) == expected
+    assert text(inspect(path, part="train")).startswith("1 loss, train: mean 9, ")
+    assert text(inspect(path, part="all")).startswith("6 losses: mean 2.833, from 0 to 9")
+    with pytest.raises(
+        InputError, match=r"`part` says of some lines; got val, and lines of held_out, test, train\. Pass"
+    ):
+        inspect(path, part="val")
+    with pytest.raises(InputError, match=r"got held_out, and lines of train\. Pass one of them, or all\."):
+        inspect(write(tmp_path, "loss,part\n1,train\n"))
+    with pytest.raises(InputError, match=r"got train, and no such column\. Leave it out\."):
+        inspect(write(tmp_path, SMALL), part="train")
+
+
+def test_a_column_of_that_name_may_mean_something_else(tmp_path: Path) -> None:
+    path = write(tmp_path, "loss,part\n1,train\n2,brake\n3,brake\n")
+    assert text(inspect(path)).startswith("3 losses: mean 2, ")
+    assert text(inspect(path, part="brake")).startswith("2 losses, brake: mean 2.5, ")
+
+
+def test_a_run_is_inspected(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its folder or its file; the mean of what was held out is what training measured."""
+    measured = json.loads((trained / "metrics.json").read_text())["cross_entropy"]
+    assert main(["inspect", str(trained)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"3 losses, held_out: mean {measured:.4g}, ")
+    assert f" = mean / {math.log(3):.4g} the bound k > n E* holds" in said
+    assert "Predicting the shares of the classes, always the same, costs 1.099 on average.\n" in said
+    assert "\nclass   all " in said
+    assert main(["inspect", str(trained / "losses.csv")]) == 0
+    assert capsys.readouterr().out == said
+    assert main(["inspect", str(trained), "--part", "all", "--constant-loss", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("30 losses: ")
+    assert " = mean / 2 the" in said
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "losses.csv").unlink()
+    assert main(["inspect", str(tmp_path / "run")]) == 2
+    assert "must have losses.csv, as runs have; got none." in capsys.readouterr().err
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert main(["inspect", str(tmp_path / "run")]) == 2
+    assert "finishes it" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    assert main(["inspect", str(tmp_path / "other")]) == 2
+    for name in ("config.yaml", "metrics.json"):
+        (tmp_path / "other" / name).write_text("a: stranger's")
+    write(tmp_path / "other", SMALL)
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "other" / "losses.csv")]) == 0
+    assert capsys.readouterr().out.startswith("4 losses: mean 2, ")
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "zero"),
+    [
+        *(("logistic", "ab", math.log(2)), ("logistic", "abc", 3 * math.log(2)), ("softmax", "abc", math.log(3))),
+        *(("hinge", "ab", 1.0), ("squared-hinge", "abc", 3.0), ("squared", "123456789", None)),
+    ],
+)
+def test_the_constant_loss_of_a_run_on_a_table_is_that_of_the_zero_model(
+    tmp_path: Path, loss: str, labels: str, zero: float | None
+) -> None:
+    """C so small that it is the zero model: its losses are then all that number."""
+    rows = [f"{number},{labels[number % len(labels)]}" for number in range(30)]
+    table = write(tmp_path, "\n".join(["x,label", *rows]), "table.csv")
+    task = "classification" if zero else "regression"
+    asked = ["--task", task, "--row-loss", loss, "--C", "1e-12", "--fractions", "1", "--folds", "2"]
+    assert main(["train", str(table), *asked, "--out", str(tmp_path / "run")]) == 0
+    found = losses_at(tmp_path / "run")
+    assert found is not None
+    assert found.zero_loss == zero
+    if zero is not None:
+        losses = inspect(found.path, part="all").losses
+        assert losses.median().item() == pytest.approx(zero, rel=0.35)
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+
+
+# What is no loss
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "sentence"),
+    [
+        (
+            "probability",
+            "0.9 1 0",
+            "probabilities, by its name, and all of it lies in [0, 1]. Pass the losses, -log of",
+        ),
+        ("p_cat", "0.9 1 0", "probabilities, by its name"),
+        ("Confidence", "0.5 0.5 0.5", "probabilities, by its name"),
+        ("correct", "0 1 1", "probabilities, by its name"),
+        (
+            "log_prob",
+            "-0.1 -3 0",
+            "logarithms of probabilities, by its name, and none of it is above 0. Pass their neg",
+        ),
+        ("log-likelihood", "-0.1 -3 -9", "logarithms of probabilities, by its name"),
+    ],
+)
+def test_probabilities_are_no_losses(tmp_path: Path, column: str, cells: str, sentence: str) -> None:
+    path = write(tmp_path, "\n".join([column, *cells.split()]))
+    with pytest.raises(
+        InputError, match=re.escape(f"{path}: `{column}` must be losses, the largest of the hardest ex")
+    ):
+        inspect(path, loss_column=column)
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        inspect(path, loss_column=column)
+
+
+def test_columns_that_add_up_to_one_are_no_losses(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,loss,dog,bird\na,0.2,0.7,0.1\nb,0.5,0.25,0.25\nc,1,0,0\n")
+    for column in ("loss", "dog"):
+        with pytest.raises(InputError, match=f"`{column}` .* with columns beside it, it adds up to 1 in every line"):
+            inspect(path, loss_column=column)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "score\n0.5\n3\n",  # beyond any probability
+        "loss\n0.5\n0.25\n",
+        "loss,other\n0.5,0.5\n0.25,0.5\n",
+        "loss,other\n0.5,0.5\n0.25,x\n",
+        "loss\n1\n1\n",  # the 0-1 loss, of a column alone
+        "log_prob\n-3\n1\n",
+        "ll\n3\n1\n",
+    ],
+)
+def test_losses_that_look_a_little_like_probabilities_are_losses(tmp_path: Path, content: str) -> None:
+    inspect(write(tmp_path, content), loss_column=content.partition("\n")[0].partition(",")[0])
+
+
+def test_predictions_are_not_taken_for_losses(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "predictions.csv"
+    assert main(["predict", str(trained), str(trained.parent / "data"), "--out", str(out)]) == 0
+    with out.open(newline="") as file:
+        columns = next(csv.reader(file))
+    for column in ("probability", *columns[4:]):
+        assert main(["inspect", str(out), "--loss-column", column]) == 2
+        assert "must be losses" in capsys.readouterr().err

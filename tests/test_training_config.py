@@ -50,7 +50,7 @@ LAUGHS = "\n".join(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("learning-rate: 1", "a key must be an option of `topkloss train`; got learning-rate. `topkloss train --help`"),
+        ("learning-rate: 1", "a key must be an option of `topkloss train`; got learning-rate. Did you mean lr?"),
         ("batchsize: 1", "a key must be an option of `topkloss train`; got batchsize. Did you mean batch-size?"),
         ("batch_size: 1", "a key must be an option of `topkloss train`; got batch_size. Did you mean batch-size?"),
         ("7: 1", "a key must be an option of `topkloss train`; got 7. "),

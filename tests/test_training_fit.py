@@ -17,10 +17,12 @@ from torch import nn
 from tests.pictures import LABELS, write_pictures
 from topkloss import AverageTopKCrossEntropyLoss
 from topkloss.app.data.dataset import Images, preparation, read_table, split
+from topkloss.app.data.decoding import decode
 from topkloss.app.errors import InputError
 from topkloss.app.tasks.images.fit import fit
 from topkloss.app.tasks.images.models import colours
 from topkloss.app.tasks.images.records import RunRecord, TrainConfig
+from topkloss.app.tasks.images.run import load_run
 
 
 @pytest.fixture
@@ -38,11 +40,12 @@ def beside(config: TrainConfig) -> set[str]:
     return {path.name for path in config.folder.parent.iterdir()}
 
 
-def test_a_run_is_a_folder_of_five_files(config: TrainConfig) -> None:
+def test_a_run_is_a_folder_of_six_files(config: TrainConfig) -> None:
     record = fit(config)
     assert {path.name for path in config.folder.iterdir()} == {
         "config.yaml",
         "last.ckpt",
+        "losses.csv",
         "metrics.csv",
         "metrics.json",
         "model.safetensors",
@@ -64,6 +67,33 @@ def test_a_run_is_a_folder_of_five_files(config: TrainConfig) -> None:
     assert sum(metrics["gradient"].values()) == pytest.approx(1, abs=1e-6)
     assert record.last.kept == pytest.approx(21 / 27)  # 6.3 of 9: the seventh in part
     assert record.last.fraction == 0.7
+
+
+@pytest.mark.parametrize("change", [{}, {"early_stopping": 1, "lr": 0.3, "epochs": 4}, {"ema": 0.5}], ids=str)
+def test_the_loss_of_each_image_is_written(config: TrainConfig, change: dict[str, Any]) -> None:
+    """As the model that the run ends with has it, of images that are neither augmented nor smoothed."""
+    given = {"augment": "strong", "label_smoothing": 0.1, "class_weights": "balanced", "loss": "ohem", **change}
+    record = fit(replace(config, **given))
+    with (config.folder / "losses.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {part: sum(row["part"] == part for row in rows) for part in ("train", "held_out")} == {
+        "train": 27,
+        "held_out": 3,
+    }
+    held_out = [float(row["loss"]) for row in rows if row["part"] == "held_out"]
+    assert sum(held_out) / 3 == pytest.approx(record.last.cross_entropy, rel=1e-5)
+    run, logits = load_run(config.folder), {}
+    for row in rows:
+        image = Path(config.csv or "").parent / row["image"]
+        assert row["label"] == image.name.partition("-")[0]
+        with torch.inference_mode():
+            logits[row["image"]] = run.model(run.prepare(decode(image))[None])[0]
+        label = run.classes.index(row["label"])
+        assert float(row["loss"]) == pytest.approx(
+            -logits[row["image"]].log_softmax(0)[label].item(), rel=1e-4, abs=1e-6
+        )
+        assert row["prediction"] == run.classes[int(logits[row["image"]].argmax())]
+    assert len(logits) == 30
 
 
 def test_the_weights_are_the_models_under_timms_names(config: TrainConfig) -> None:

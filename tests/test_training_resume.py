@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import random
 import re
@@ -144,7 +145,97 @@ def test_a_finished_run_is_left_alone(config: TrainConfig, capsys: pytest.Captur
     capsys.readouterr()
     assert resume(config.folder) == record
     assert capsys.readouterr().out == f"{config.folder} is a finished run: there is nothing to resume.\n"
+    assert resume(config.folder, {"workers": 1, "log": "tensorboard", "csv": config.csv, "lr": config.lr}) == record
+    assert "there is nothing to resume, and --workers and --log change nothing.\n" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in config.folder.iterdir()} == times
+    with pytest.raises(InputError, match=r"^`--lr` must be that of the run"):  # as of one that is not finished
+        resume(config.folder, {"lr": 0.5})
+
+
+@pytest.mark.parametrize("change", [{"warmup_epochs": 1}, {"schedule": "linear", "ema": 0.9}], ids=str)
+def test_a_finished_run_is_trained_on_to_what_more_epochs_would_have_given(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    long = replace(config, sched="none", schedule_epochs=2 if "schedule" in change else None, **change)
+    whole, parted = replace(long, epochs=4), replace(long, epochs=2, out=str(tmp_path / "parted"))
+    fit(whole)
+    fit(parted)
+    (parted.folder / "evaluation.json").write_text("of the weights after two epochs")
+    capsys.readouterr()
+    resume(parted.folder)
+    assert f"`topkloss train --resume {parted.folder} --epochs 4` trains it on." in capsys.readouterr().out
+    again = resume(parted.folder, {"epochs": 4})
+    assert results(parted.folder) == results(whole.folder)
+    assert RunRecord.read(parted.folder) == again
+    assert again.config.epochs == 4
+    assert not (parted.folder / "evaluation.json").exists()
+
+
+def test_a_finished_run_that_is_trained_on_can_be_interrupted(config: TrainConfig, monkeypatch: Any) -> None:
+    parted = replace(config, sched="none", epochs=1)
+    fit(parted)
+
+    def interrupted(*_: object) -> None:
+        raise Interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lines, "on_train_epoch_end", interrupted)
+        with pytest.raises(Interruption):
+            resume(parted.folder, {"epochs": 3})
+    with pytest.raises(InputError, match="must be the folder of a finished run"):
+        RunRecord.read(parted.folder)
+    assert len(resume(parted.folder).epochs) == 3
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_length_that_would_have_changed_the_epochs_that_were_made_is_refused(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    if finished:
+        fit(config)
+    else:
+        fit_one_epoch(config, monkeypatch)
+    with pytest.raises(InputError) as caught:
+        resume(config.folder, {"epochs": 8})
+    assert str(caught.value) == (
+        "`--epochs` must be that of the run, 3, by whose end --sched cosine brings the learning rate down; got 8. "
+        "Leave it out, or begin anew with --sched none, which can be trained on."
+    )
+    with pytest.raises(InputError, match=r"^`--early-stopping` must be left out, as it was when .* got 1\."):
+        resume(config.folder, {"early_stopping": 1})
+
+
+def test_fewer_epochs_than_were_made_are_refused(config: TrainConfig) -> None:
+    fit(replace(config, sched="none", epochs=2))
+    with pytest.raises(InputError, match=r"^`--epochs` must be 2 or more, as many as .* has made; got 1\. Leave"):
+        resume(config.folder, {"epochs": 1})
+    (config.folder / "last.ckpt").unlink()
+    with pytest.raises(InputError, match=r"must have its last\.ckpt to be trained on; got none\."):
+        resume(config.folder, {"epochs": 3})
+
+
+def test_a_second_run_in_the_folder_neither_spoils_nor_removes_the_first(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found it empty; the first has it, and no checkpoint yet."""
+    monkeypatch.setattr("topkloss.app.tasks.images.checkpoints.SECONDS_TO_DIE", 0)
+    config.folder.mkdir()
+    place = os.open(config.folder, os.O_RDONLY)
+    fcntl.flock(place, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="must be trained by one process; got a second one"):
+        fit(config)
+    assert config.folder.is_dir()
+    os.close(place)
+
+    def quicker(folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text("of the first")
+        return folder
+
+    monkeypatch.setattr("topkloss.app.tasks.images.fit.created", lambda folder: quicker(folder))
+    with pytest.raises(InputError, match="where another run was as quick"):
+        fit(replace(config, out=str(config.folder / "new")))
+    assert (config.folder / "new" / "config.yaml").read_text() == "of the first"
 
 
 def test_early_stopping_is_decided_by_the_epochs() -> None:
@@ -166,6 +257,59 @@ def test_early_stopping_ends_a_run(config: TrainConfig) -> None:
     assert is_over(record.epochs, 12, 1)
     assert not is_over(record.epochs[:-1], 12, 1)
     assert resume(config.folder) == record
+    with pytest.raises(InputError, match=r"^`--early-stopping` must be more than 1, which ended .* got 20 for the lat"):
+        resume(config.folder, {"epochs": 20})
+    with pytest.raises(InputError, match=r"^`--early-stopping` must be that of the run, 1, or more; got none"):
+        resume(config.folder, {"early_stopping": None})
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_early_stopping_keeps_the_best_epoch(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], ema: float | None
+) -> None:
+    """The weights, to the bit, of a run that ends with that epoch."""
+    given = replace(config, epochs=12, lr=0.3, opt="sgd", sched="none", ema=ema)
+    record = fit(replace(given, early_stopping=2))
+    losses = [epoch.cross_entropy for epoch in record.epochs]
+    best = losses.index(min(losses)) + 1
+    assert best < len(losses), "the last epoch is the best: nothing is tried"
+    assert (record.best_epoch, record.last) == (best, record.epochs[best - 1])
+    short = fit(replace(given, epochs=best, out=str(tmp_path / "short")))
+    assert short.best_epoch is None
+    assert results(config.folder)[0] == results(tmp_path / "short")[0]
+    assert (record.recall, record.gradient) == (short.recall, short.gradient)
+    metrics = json.loads((config.folder / "metrics.json").read_text())
+    assert (metrics["best_epoch"], metrics["accuracy"]) == (best, short.last.accuracy)
+    assert RunRecord.read(config.folder) == record
+    capsys.readouterr()
+    assert main(["train", "--resume", str(config.folder)]) == 0
+    said = (
+        f"the weights are those of epoch {best} of {len(losses)}, whose held-out cross-entropy, {min(losses):.4f}, is"
+    )
+    assert said in capsys.readouterr().out
+    assert main(["evaluate", str(config.folder)]) == 0
+    evaluated = json.loads((config.folder / "evaluation.json").read_text())["figures"]["cross_entropy"]["value"]
+    assert evaluated == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_with_more_patience_a_stopped_run_goes_on_from_its_last_epoch(config: TrainConfig, tmp_path: Path) -> None:
+    given = replace(config, epochs=6, lr=0.3, opt="sgd", early_stopping=1)
+    assert len(fit(given).epochs) < 4
+    fit(replace(given, early_stopping=4, out=str(tmp_path / "patient")))
+    again = resume(config.folder, {"early_stopping": 4})
+    assert results(config.folder) == results(tmp_path / "patient")
+    assert again.best_epoch == RunRecord.read(tmp_path / "patient").best_epoch
+
+
+def test_the_best_epoch_survives_an_interruption(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is the best: its weights are in the checkpoint alone."""
+    given = replace(config, epochs=3, lr=0.3, opt="sgd", sched="none", early_stopping=2)
+    whole = fit(replace(given, out=str(tmp_path / "whole")))
+    fit_one_epoch(given, monkeypatch)
+    assert resume(given.folder).best_epoch == whole.best_epoch == 1
+    assert results(given.folder) == results(tmp_path / "whole")
 
 
 # Refused
@@ -367,5 +511,13 @@ def test_a_checkpoint_is_replaced_whole(config: TrainConfig, monkeypatch: pytest
     text = " ".join(calls)
     assert re.findall(r"(sync )?rename (\S+)", text) == [
         ("sync ", name)
-        for name in ("config.yaml", "last.ckpt", "metrics.csv", "model.safetensors", "config.yaml", "metrics.csv")
+        for name in (
+            "config.yaml",
+            "last.ckpt",
+            "metrics.csv",
+            "model.safetensors",
+            "losses.csv",
+            "config.yaml",
+            "metrics.csv",
+        )
     ] + [("sync ", "metrics.json")]

@@ -13,10 +13,16 @@ from typing import Any, TextIO
 import topkloss
 from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
+from topkloss.app.options.devices import MEANING
 from topkloss.app.options.option import Option
-from topkloss.app.tasks.dispatch import changes, option_groups, request, task_of_run, task_of_runs
+from topkloss.app.options.parser import Parser, refuse_unknown
+from topkloss.app.tasks.dispatch import changes, losses_at, option_groups, request, task_of_run, task_of_runs
+from topkloss.app.tasks.interface import RunLosses, Task
 
 __all__ = ["main"]
+
+# What evaluate and predict do where nothing is said.
+LOADING = {"batch_size": 64, "workers": None, "device": "auto"}
 
 _show = warnings.showwarning
 
@@ -31,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 for bad input, or 130 after Ctrl-C, or 141 where nobody reads the output any more.
     """
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _arguments(sys.argv[1:] if argv is None else argv)
         warnings.showwarning = _warn
         if arguments.command == "train":
             _train(arguments)
@@ -62,6 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"topkloss: {_sentence(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser, commands = _parser()
+    refuse_unknown(parser, commands, words)
+    arguments, rest = parser.parse_known_args(words)
+    if rest:
+        command = commands[arguments.command]
+        command.error(f"`{rest[0]}` must be left out: nothing takes it. `{command.prog} --help` says what goes where.")
+    return arguments
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -106,13 +122,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from topkloss.app.report.plot_evaluation import draw_evaluation
 
         check(arguments.figure)
-    evaluation = task_of_run(arguments.run).evaluate(
-        arguments.run,
-        csv=arguments.data,
-        images=arguments.images,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-    )
+    task = task_of_run(arguments.run)
+    asked = _loading(arguments, task)
+    evaluation = task.evaluate(arguments.run, csv=arguments.data, images=arguments.images, **asked)
     if arguments.figure is not None:
         draw_evaluation(evaluation, arguments.figure)
     path = write_evaluation(evaluation, arguments.out)
@@ -123,12 +135,25 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    predicted = task_of_run(arguments.run).predict(
-        arguments.run, arguments.images, arguments.out, batch_size=arguments.batch_size, workers=arguments.workers
-    )
+    task = task_of_run(arguments.run)
+    predicted = task.predict(arguments.run, arguments.inputs, arguments.out, **_loading(arguments, task))
     print(predicted.text)
     for note in predicted.notes:
         print(f"topkloss: {note}", file=sys.stderr)
+
+
+def _loading(arguments: argparse.Namespace, task: Task) -> dict[str, Any]:
+    """How images are loaded; what was given for nothing is refused."""
+    for name in LOADING:
+        word = name.replace("_", "-")
+        if getattr(arguments, name, None) is not None and word not in task.loading:
+            raise InputError(
+                f"`--{word}` must be left out with a run on {task.data}, which loads no images; got "
+                f"{getattr(arguments, name)}. Leave it out."
+            )
+    return {
+        name: default if (given := getattr(arguments, name)) is None else given for name, default in LOADING.items()
+    }
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -144,12 +169,15 @@ def _doctor() -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     from topkloss.app.report.inspection import inspect, text
 
+    known = losses_at(arguments.losses) or RunLosses(arguments.losses, None, None, False)
     inspection = inspect(
-        arguments.losses,
+        known.path,
         loss_column=arguments.loss_column,
-        class_column=arguments.class_column,
-        constant_loss=arguments.constant_loss,
+        class_column=arguments.class_column or known.classes,
+        constant_loss=known.zero_loss if arguments.constant_loss is None else arguments.constant_loss,
         fractions=arguments.fractions,
+        part=arguments.part,
+        is_cross_entropy=known.is_cross_entropy,
     )
     if arguments.figure is not None:
         from topkloss.app.report.plot_inspection import draw_inspection
@@ -187,10 +215,11 @@ def _sentence(error: Exception) -> str:
     return f'this needs the package {package}; got an installation without it. pip install "topkloss[{extra}]"'
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="topkloss", description=topkloss.__doc__, allow_abbrev=False)
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the commands by name."""
+    parser = Parser(prog="topkloss", description=topkloss.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"topkloss {topkloss.__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(
@@ -217,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "doctor", parents=[common], help="say which kernels serve, and what is installed", allow_abbrev=False
     )
-    return parser
+    return parser, dict(commands.choices)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -232,25 +261,30 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGES", help="files, and folders with all they hold; or one table"
+        "inputs", nargs="+", type=Path, metavar="IMAGES", help="files, and folders with all they hold; or one table"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .csv")
     _add_loading(parser)
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, default=64, help="images that pass together (default: 64)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
+    parser.add_argument("--batch-size", type=int, help=f"images that pass together (default: {LOADING['batch_size']})")
+    workers = "processes that load images (default: one per core, at most 4; none where loading is a matter of seconds)"
+    parser.add_argument("--workers", type=int, help=workers)
+    parser.add_argument("--device", help=f"{MEANING} (default: {LOADING['device']})")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("losses", type=Path, metavar="LOSSES", help="CSV (or .tsv) with one loss per line")
+    parser.add_argument(
+        "losses", type=Path, metavar="LOSSES", help="folder of a run, or a CSV (or .tsv) with one loss per line"
+    )
+    parser.add_argument("--part", help="train, held_out, or all of the lines (default: held_out, where lines say that)")
     parser.add_argument("--loss-column", default="loss", help="its name in the first line (default: loss)")
-    parser.add_argument("--class-column", help="show the share of each class in the hardest")
+    parser.add_argument("--class-column", help="show the share of each class in the hardest (of a run: label)")
     parser.add_argument(
         "--constant-loss",
         type=float,
-        help="loss of the zero model, log C for C classes: adds the bound",
+        help="loss of the zero model, log C for C classes: adds the bounds (of a run: known)",
     )
     parser.add_argument("--fractions", type=float, nargs="+", metavar="F", help="each in (0, 1] (default: from 0.01)")
     parser.add_argument("--figure", type=Path, help="draw it too: a path that ends in .png or .svg")
@@ -282,7 +316,9 @@ def _add_options(parser: argparse.ArgumentParser, *, layout_only: bool = False) 
 
 def _add_option(parser: argparse._ActionsContainer, one: Option) -> None:
     """One that is not given is not there."""
-    rest: dict[str, Any] = {"type": one.kind, "choices": one.choices or None}
+    rest: dict[str, Any] = {"type": one.kind}
+    if one.choices:
+        rest["metavar"] = f"{{{','.join(one.choices)}}}"
     if one.kind is bool:
         rest = {"action": argparse.BooleanOptionalAction}
     elif one.many:

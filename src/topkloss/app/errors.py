@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 
-__all__ = ["DiskError", "InputError", "Refuse", "in_command", "refuse_listed", "shown", "stop"]
+__all__ = ["DiskError", "InputError", "Refuse", "RunError", "in_command", "refuse_listed", "shown", "stop"]
 
 # What is done with a sentence about a mistake: `stop` raises it; the `append` of a list goes on and finds the next.
 Refuse = Callable[[str], None]
@@ -15,8 +15,12 @@ class InputError(ValueError):
     """Bad input: the command prints the sentence, without a traceback, and exits with code 2."""
 
 
-class DiskError(InputError):
-    """A file of a run cannot be written; what was written before stays as it is."""
+class RunError(InputError):
+    """A run cannot go on, or not now; what is in its folder stays as it is."""
+
+
+class DiskError(RunError):
+    """A file of a run cannot be written."""
 
 
 def stop(sentence: str) -> None:

@@ -9,12 +9,25 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["counted"]
+__all__ = ["counted", "duration"]
 
 T = TypeVar("T")
 
 # Between two lines, where there is no terminal.
 SECONDS = 10.0
+
+
+def duration(seconds: float) -> str:
+    """A length of time, as roughly as one wants to know it.
+
+    Example:
+        >>> [duration(seconds) for seconds in (0.4, 59.7, 3599, 3700, 200_000)]
+        ['0 s', '1 min', '1 h', '1 h 2 min', '55 h 33 min']
+    """
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return " ".join([*([f"{hours} h"] if hours else []), *([f"{minutes} min"] if minutes else [])])
 
 
 def counted(images: Iterable[T], total: int, done: str) -> Iterator[T]:

@@ -25,6 +25,7 @@ from topkloss.app.data.finding import Finder
 from topkloss.app.data.listing import Listing
 from topkloss.app.data.ranged import Range, check_range, ranged
 from topkloss.app.errors import InputError, shown
+from topkloss.app.options.workers import bearing
 from topkloss.app.progress import counted
 
 __all__ = [
@@ -136,15 +137,8 @@ def decode_all(paths: Sequence[Path], workers: int, pixel_range: Range | None = 
     loader: DataLoader[Decoded] = DataLoader(
         _Decoding(paths, pixel_range), batch_size=16, num_workers=workers, collate_fn=list
     )
-    try:
+    with bearing(workers):
         yield from counted((one for batch in loader for one in batch), len(paths), "decoded")
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            f"`--workers` must be as many processes as the machine carries; got {workers}, and one was killed. "
-            "Pass --workers 0."
-        ) from error
 
 
 class Images(Dataset[tuple[Tensor, int]]):

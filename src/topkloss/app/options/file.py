@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from topkloss.app.errors import InputError
+from topkloss.app.options.nearest import nearest
 from topkloss.app.options.option import Option
 
 __all__ = ["RECORDED", "content_of", "given", "read_config"]
@@ -70,8 +70,8 @@ def given(content: Mapping[Any, Any], where: str, known: Mapping[str, Option]) -
     read = {}
     for name, value in content.items():
         if name not in known:
-            close = difflib.get_close_matches(str(name).replace("_", "-"), known, n=1)
-            advice = f"Did you mean {close[0]}?" if close else "`topkloss train --help` lists them."
+            close = nearest(str(name), known)
+            advice = f"Did you mean {close}?" if close else "`topkloss train --help` lists them."
             raise InputError(f"{where}: a key must be an option of `topkloss train`; got {name}. {advice}")
         read[known[name].field] = _of_kind(known[name], value, where)
     return read

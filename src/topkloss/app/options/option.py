@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 from topkloss.app.errors import InputError
 
-__all__ = ["Option", "check_count", "cores", "known", "option", "options_of", "refusals_of"]
+__all__ = ["Option", "check_choices", "check_count", "cores", "known", "option", "options_of", "refusals_of"]
 
 T = TypeVar("T")
 
@@ -61,6 +62,22 @@ def options_of(config: type[Any]) -> dict[str, Option]:
         return Option(name, one.name, read["kind"], read["help"], read["choices"], one.default, read["many"])
 
     return {one.name: one for one in map(made, fields(config))}
+
+
+def check_choices(config: Any) -> None:
+    """Whether each word of a config is one that its option allows.
+
+    Raises:
+        InputError: One sentence that lists them.
+    """
+    for one in options_of(type(config)).values():
+        value = getattr(config, one.field)
+        if one.choices and value is not None and value not in one.choices:
+            close = difflib.get_close_matches(str(value).replace("_", "-"), one.choices, n=1)
+            raise InputError(
+                f"`--{one.name}` must be one of {', '.join(one.choices)}; got {value}. "
+                f"Pass --{one.name} {close[0] if close else one.choices[0]}, or leave it out."
+            )
 
 
 def check_count(name: str, value: int | None, least: int) -> None:

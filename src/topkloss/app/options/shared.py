@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from topkloss.app.options.devices import MEANING
 from topkloss.app.options.option import option
 
 __all__ = [
     "HELD_OUT",
     "class_weights",
     "csv",
+    "device",
     "drop_fraction",
     "group_by",
     "held_out",
@@ -22,6 +24,7 @@ __all__ = [
     "pixel_range",
     "seed",
     "split_column",
+    "workers",
 ]
 
 HELD_OUT = 0.1
@@ -94,6 +97,17 @@ def drop_fraction(whole: str, rest: str, shown: str) -> Any:
 def seed(decides: str) -> Any:
     """The number that all chance begins with."""
     return option(0, int, f"decides {decides}", least=0)
+
+
+def device() -> Any:
+    """What computes."""
+    return option("auto", str, MEANING)
+
+
+def workers() -> Any:
+    """How many processes load."""
+    shown = "default: one per core, at most 4; none where loading is a matter of seconds"
+    return option(None, int, "processes that load images", shown=shown, least=0)
 
 
 def out() -> Any:

@@ -17,6 +17,7 @@ from topkloss.app.data.examples import numerically
 from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
 from topkloss.app.options.option import refusals_of
+from topkloss.app.report.probabilities import check_losses, read_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,12 @@ __all__ = ["Inspection", "inspect", "most_different", "number_of", "text"]
 MOST_CLASSES = 20
 LONGEST_NAME = 24
 
+# The column that says which part of the examples a line is of, what it says in the file of a run, and what is taken.
+PART, PARTS, HELD_OUT = "part", ("train", "held_out", "test"), "held_out"
+
+# So many parts are named that there are, in the place of one that there is not.
+FEW = 5
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -39,12 +46,16 @@ class Inspection:
         losses: In its order, float64.
         names: Of the classes, as they are shown; the place of a name is its number in `table`.
         table: What each fraction selects.
+        part: Which part of the examples they are of; "" where the file names none.
+        entropy: The average cross-entropy of predicting the shares of the classes; None where that means nothing.
     """
 
     path: Path
     losses: Tensor
     names: tuple[str, ...]
     table: FractionTable
+    part: str = ""
+    entropy: float | None = None
 
 
 def inspect(
@@ -54,6 +65,8 @@ def inspect(
     class_column: str | None = None,
     constant_loss: float | None = None,
     fractions: Sequence[float] | None = None,
+    part: str | None = None,
+    is_cross_entropy: bool = False,
 ) -> Inspection:
     """Reads a file and computes what each fraction selects.
 
@@ -63,12 +76,16 @@ def inspect(
         class_column: The column of the classes, any text. Default: no class shares.
         constant_loss: See `topkloss.loop.inspect.inspect_fractions`.
         fractions: Each in (0, 1]. Default: those of `inspect_fractions`.
+        part: What the column `part` says of the lines to take, or "all". Default: "held_out", where that column is
+            there and says nothing but "train", "held_out" and "test".
+        is_cross_entropy: Whether the losses are, so that the shares of the classes have one too.
 
     Raises:
         InputError: One sentence, with the file and the line or with the option.
     """
     _check(fractions or (), constant_loss)
-    values, labels = _read(path, loss_column, class_column)
+    values, labels, taken = _read(path, loss_column, class_column, part)
+    check_losses(path, loss_column, values, lambda: read_rows(path))
     called = sorted(set(labels), key=numerically)
     number = {name: place for place, name in enumerate(called)}
 
@@ -84,13 +101,15 @@ def inspect(
         classes=torch.tensor([number[label] for label in labels]) if labels else None,
         constant_loss=constant_loss,
     )
-    return Inspection(path, losses, tuple(_shown(name) for name in called), table)
+    entropy = -sum(share * math.log(share) for share in table.shares.values()) if is_cross_entropy and labels else None
+    return Inspection(path, losses, tuple(_shown(name) for name in called), table, taken, entropy)
 
 
 def text(inspection: Inspection) -> str:
     """The table, what the bound says, and the class shares."""
     table, losses = inspection.table, inspection.losses
-    head = f"{number_of(inspection)}: mean {table.average:.4g}, from {losses.min():.4g} to {losses.max():.4g}"
+    part = f", {inspection.part}" if inspection.part else ""
+    head = f"{number_of(inspection)}{part}: mean {table.average:.4g}, from {losses.min():.4g} to {losses.max():.4g}"
     columns = [
         ["fraction", *(f"{row.fraction:g}" for row in table.rows)],
         ["k", *(f"{row.k:.10g}" for row in table.rows)],
@@ -99,7 +118,7 @@ def text(inspection: Inspection) -> str:
         ["value / mean", *(_ratio(row.value, table.average) for row in table.rows)],
     ]
     return "\n".join(
-        [head, "", *aligned([*zip(*columns, strict=True)], left=0), *_bounds(table), *_classes(inspection)]
+        [head, "", *aligned([*zip(*columns, strict=True)], left=0), *_bounds(inspection), *_classes(inspection)]
     )
 
 
@@ -124,7 +143,10 @@ def most_different(inspection: Inspection) -> list[int]:
     return sorted(ranked[:MOST_CLASSES])
 
 
-def _bounds(table: FractionTable) -> list[str]:
+def _bounds(inspection: Inspection) -> list[str]:
+    table, entropy = inspection.table, []
+    if inspection.entropy is not None:
+        entropy = [f"Predicting the shares of the classes, always the same, costs {inspection.entropy:.4g} on average."]
     if table.constant_loss is None or table.bound is None or table.crossing is None:
         return []
     constant, bound = f"{table.constant_loss:.4g}", f"{table.bound:.3g}"
@@ -132,13 +154,15 @@ def _bounds(table: FractionTable) -> list[str]:
         return [
             "",
             f"A model whose loss is {constant} everywhere has the smaller AT_k at every fraction: train longer.",
+            *entropy,
         ]
     if table.crossing == 0:
         verdict = f"No loss is above {constant}: a constant model with that loss has the smaller AT_k at no fraction."
     else:
         below = f"{table.crossing:.3g}"
         verdict = f"Below fraction {below} a constant model, of loss {constant}, has a smaller AT_k than this one."
-    return ["", verdict, f"Above fraction {bound} = mean / {constant} the bound k > n E* holds: E* is that or less."]
+    above = f"Above fraction {bound} = mean / {constant} the bound k > n E* holds: E* is that or less."
+    return ["", above, verdict, *entropy]
 
 
 def _classes(inspection: Inspection) -> list[str]:
@@ -158,10 +182,13 @@ def _classes(inspection: Inspection) -> list[str]:
     return lines
 
 
-def _read(path: Path, loss_column: str, class_column: str | None) -> tuple[list[float], list[str]]:
-    """The losses, and the class of each, or none."""
+def _read(
+    path: Path, loss_column: str, class_column: str | None, part: str | None
+) -> tuple[list[float], list[str], str]:
+    """The losses, the class of each, or none, and which part of the file that is."""
     wanted = {"--loss-column": loss_column} | ({} if class_column is None else {"--class-column": class_column})
-    losses, labels = [], []
+    losses: list[float] = []
+    labels, parts = list[str](), list[str]()
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -173,11 +200,13 @@ def _read(path: Path, loss_column: str, class_column: str | None) -> tuple[list[
                         f"{', '.join(map(_shown, columns)) or 'nothing'}. Pass its name as `{option}`."
                     )
             places = [columns.index(column) for column in wanted.values()]
+            of_part = columns.index(PART) if columns.count(PART) == 1 else None
             for row in reader:
                 if row:
                     cells = [row[place].strip() if place < len(row) else "" for place in places]
                     losses.append(_number(path, reader.line_num, loss_column, cells[0]))
                     labels += _named(path, reader.line_num, class_column, cells[1:])
+                    parts += [] if of_part is None else [row[of_part].strip() if of_part < len(row) else ""]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"{path} must be a CSV file in UTF-8; got {getattr(error, 'strerror', None) or error}. "
@@ -185,7 +214,30 @@ def _read(path: Path, loss_column: str, class_column: str | None) -> tuple[list[
         ) from error
     if not losses:
         raise InputError(f"{path}, line 2: there must be a loss; got the names of the columns only. Add losses.")
-    return losses, labels
+    taken = _part(path, parts, part)
+    if taken is None:
+        return losses, labels, ""
+    rows = [row for row, one in enumerate(parts) if one == taken]
+    return [losses[row] for row in rows], [labels[row] for row in rows if labels], taken
+
+
+def _part(path: Path, parts: Sequence[str], part: str | None) -> str | None:
+    """The part to take; None for all of the file."""
+    there = sorted(set(parts))
+    if part == "all" or (part is None and not (there and set(there) <= set(PARTS))):
+        return None
+    asked = part or HELD_OUT
+    if asked not in there:
+        raise InputError(
+            f"{path}: `--part` must be what the column `{PART}` says of some lines; got {asked}, and "
+            + (
+                f"lines of {', '.join(map(_shown, there[:FEW]))}. Pass one of them, or all."
+                if there
+                else "no such column. "
+            )
+            + ("" if there else "Leave it out.")
+        )
+    return asked
 
 
 def _number(path: Path, line: int, column: str, cell: str) -> float:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from topkloss.app.errors import InputError
+from topkloss.app.errors import InputError, shown, stop
 from topkloss.app.options.file import content_of, given
 from topkloss.app.options.option import Option
 from topkloss.app.tasks.images.task import IMAGES
-from topkloss.app.tasks.interface import Task
+from topkloss.app.tasks.interface import RunLosses, Task
 from topkloss.app.tasks.tables.task import TABLES
 
-__all__ = ["TASKS", "changes", "option_groups", "request", "task_of_run", "task_of_runs"]
+__all__ = ["TASKS", "changes", "losses_at", "option_groups", "request", "task_of_run", "task_of_runs"]
 
 # The first is what a command without --task is about, and a run whose config.yaml names no task.
 TASKS: tuple[Task, ...] = (IMAGES, TABLES)
 NAMES = tuple(name for task in TASKS for name in task.names)
 DEFAULT = NAMES[0]
+DEFAULT_TASK = TASKS[0]
+
+# Columns of a table of features that a sentence names.
+FEW = 3
 
 
 def option_groups(*, layout_only: bool = False) -> list[tuple[Task, list[Option]]]:
@@ -50,6 +57,11 @@ def request(asked: Mapping[str, Any], file: Path | None) -> tuple[Task, Any]:
     """
     content = {} if file is None else content_of(file)
     name = asked.get("task", content.get("task", DEFAULT))
+    if "task" in asked and name not in NAMES:
+        close = difflib.get_close_matches(str(name), NAMES, n=1)
+        raise InputError(
+            f"`--task` must be one of {', '.join(NAMES)}; got {name}. Pass --task {close[0] if close else NAMES[1]}."
+        )
     task = _task_of(name, str(file))
     known = task.options
     for _, group in option_groups():
@@ -57,8 +69,51 @@ def request(asked: Mapping[str, Any], file: Path | None) -> tuple[Task, Any]:
             if (one.field in asked or one.name in content) and one.name not in known and one.name != "task":
                 raise InputError(_foreign(one.name, task, name))
     read = given({key: value for key, value in content.items() if key != "task"}, str(file), known)
+    if task is DEFAULT_TASK and "task" not in asked and "task" not in content:
+        _refuse_features({**read, **asked})
     both = {**read, **asked, "task": name}
     return task, task.config(**{key: value for key, value in both.items() if key != "task" or key in known})
+
+
+def _refuse_features(asked: Mapping[str, Any]) -> None:
+    """A table with no column of paths was meant for another task, if no option says that there is one.
+
+    What cannot be read here is left to the task, which says what is wrong with it.
+    """
+    path = asked.get("csv")
+    if path is None or os.path.isdir(path) or "image_column" in asked or "label_columns" in asked:
+        return
+    from topkloss.app.data.reader import open_reader
+
+    try:
+        reader = open_reader(Path(path), Path(path).read_bytes())
+        names = list(dict.fromkeys(reader.names))
+        first = next(reader.read(names, stop), (0, []))[1]
+    except (OSError, ValueError):  # the task says what is wrong with it
+        return
+    if "image" in names or not first or any(map(_is_path, first)):
+        return
+    if len(names) < 2 or (len(names) == 2 and not _is_number(first[0])):
+        return
+    others = [name for task in TASKS[1:] for name in task.names]
+    some = ", ".join(map(shown, names[:FEW])) + (", ..." if len(names) > FEW else "")
+    raise InputError(
+        f"{shown(path)} must have a column `image` with paths of images; got the columns {some}. Pass --task "
+        f"{' or --task '.join(others)} for a table of features, or --image-column for another name."
+    )
+
+
+def _is_path(cell: str) -> bool:
+    """Whether a cell may lead to an image: by a suffix, or a folder before it."""
+    return bool(re.search(r"\.[A-Za-z]\w{1,4}$|[/\\]", cell.strip()))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def task_of_run(folder: Path) -> Task:
@@ -73,6 +128,28 @@ def task_of_run(folder: Path) -> Task:
     except (InputError, OSError):
         name = DEFAULT
     return _task_of(name, str(path))
+
+
+def losses_at(path: Path) -> RunLosses | None:
+    """The losses of the examples of a run, by its folder or by the file in it; None where a file is of no run.
+
+    Raises:
+        InputError: If a folder is no finished run, or has no losses.
+    """
+    if path.is_dir():
+        found = task_of_run(path).losses(path)
+        if not found.path.exists():
+            raise InputError(
+                f"{path} must have {found.path.name}, as runs have; got none. Copy it whole, or train again."
+            )
+        return found
+    if not (path.parent / "config.yaml").exists() or not (path.parent / "metrics.json").exists():
+        return None
+    try:
+        found = task_of_run(path.parent).losses(path.parent)
+    except InputError:  # files of those names that are no run's
+        return None
+    return found if found.path == path else None
 
 
 def task_of_runs(runs: Sequence[Path]) -> Task:

@@ -12,7 +12,7 @@ from topkloss.app.options.option import Option, options_of
 if TYPE_CHECKING:
     from topkloss.app.runs.metrics import Evaluation
 
-__all__ = ["Checked", "Predicted", "Task"]
+__all__ = ["Checked", "Predicted", "RunLosses", "Task"]
 
 
 class Checked(Protocol):
@@ -33,18 +33,37 @@ class Predicted:
     notes: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class RunLosses:
+    """The losses of the examples of a run, for `topkloss inspect`.
+
+    Attributes:
+        path: A CSV with the columns `loss` and `part`.
+        classes: The column of the classes; None for numbers.
+        zero_loss: What a model has on each example that makes no difference between the classes; None for numbers.
+        is_cross_entropy: Whether the losses are.
+    """
+
+    path: Path
+    classes: str | None
+    zero_loss: float | None
+    is_cross_entropy: bool
+
+
 class Evaluate(Protocol):
     """Measures the run in a folder; `csv` and `images`: other data than what it held out."""
 
     def __call__(
-        self, run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int
+        self, run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int | None, device: str
     ) -> Evaluation: ...
 
 
 class Predict(Protocol):
     """Writes what the run in a folder predicts for `inputs`."""
 
-    def __call__(self, run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int) -> Predicted: ...
+    def __call__(
+        self, run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int | None, device: str
+    ) -> Predicted: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +86,9 @@ class Task:
         evaluate: See `Evaluate`.
         predict: See `Predict`.
         export: From the folder of a run to a file for other programs; returns what is printed.
+        losses: From the folder of a run to the losses of its examples.
         report: Runs side by side as text; drawn too, where there is a path for the picture.
+        loading: Options of ``evaluate`` and ``predict`` that its runs take, besides what every run takes.
         instead: Of options of other tasks, what to pass here; where nothing is said, they are to be left out.
     """
 
@@ -83,7 +104,9 @@ class Task:
     evaluate: Evaluate
     predict: Predict
     export: Callable[[Path, Path], str]
+    losses: Callable[[Path], RunLosses]
     report: Callable[[Sequence[Path], Path | None], str]
+    loading: frozenset[str] = frozenset()
     instead: Mapping[str, str] = field(default_factory=dict)
 
     @property

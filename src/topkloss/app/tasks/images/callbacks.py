@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from typing import cast
 
 import lightning
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from tqdm import tqdm
 
 from topkloss.app.tasks.images.module import ImageClassifier, Progress
+from topkloss.app.tasks.images.pace import Pace
 from topkloss.app.tasks.images.records import EpochRecord
 from topkloss.app.tasks.images.sampling import derived
 
@@ -64,13 +67,22 @@ class Lines(Checkpoint):
     """A line after each epoch, and the same numbers for the logger.
 
     Lightning calls checkpoints last, in the order they are given: what is printed is saved.
+
+    Args:
+        pace: Knows the time that is left.
     """
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Prints it, from the first process."""
         module = cast(ImageClassifier, pl_module)
         if trainer.is_global_zero:
-            print(line(module.progress, trainer.max_epochs or 0), flush=True)
+            is_last = trainer.should_stop or module.progress.epochs[-1].epoch == trainer.max_epochs
+            told = f"{line(module.progress, trainer.max_epochs or 0)}  {self.pace.of_last_epoch(is_last=is_last)}"
+            tqdm.write(told, file=sys.stdout)  # above a bar, where there is one
+            sys.stdout.flush()
             numbers = {**vars(module.progress.epochs[-1]), **module.progress.time}
             epoch = numbers.pop("epoch")
             if trainer.logger is not None:

@@ -22,12 +22,24 @@ from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import save
 from torch import Tensor
 
-from topkloss.app.errors import DiskError, InputError, in_command
+from topkloss.app.errors import DiskError, InputError, RunError, in_command
 from topkloss.app.runs.files import check_new, replacing
 from topkloss.app.tasks.images.module import ImageClassifier
 from topkloss.app.tasks.images.records import WEIGHTS, write_epochs
 
-__all__ = ["CHECKPOINT", "Saving", "WholeFiles", "alone", "created", "disk", "emptied", "load", "write_weights"]
+__all__ = [
+    "CHECKPOINT",
+    "Saving",
+    "WholeFiles",
+    "alone",
+    "created",
+    "disk",
+    "emptied",
+    "final_weights",
+    "load",
+    "reopened",
+    "write_weights",
+]
 
 CHECKPOINT = "last.ckpt"
 
@@ -81,14 +93,30 @@ def load(folder: Path) -> dict[str, Any] | None:
 
 
 def write_weights(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes ``model.safetensors``: the averaged weights where there are any, under timm's names."""
-    state: dict[str, Tensor] = checkpoint.get("ema") or {
-        name.removeprefix("model."): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith("model.")
-    }
+    """Writes ``model.safetensors``, under timm's names: those of the best epoch, or the averaged ones, if there are."""
+    state = final_weights(checkpoint)
     with disk(folder, "the final weights"), replacing(folder / WEIGHTS) as partial:
         partial.write_bytes(save({name: value.contiguous().clone() for name, value in state.items()}))
+
+
+def final_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights that a run ends with, under timm's names: of the best epoch under early stopping, else the last."""
+    state: dict[str, Tensor] = (
+        checkpoint.get("best")
+        or checkpoint.get("ema")
+        or {
+            name.removeprefix("model."): value
+            for name, value in checkpoint["state_dict"].items()
+            if name.startswith("model.")
+        }
+    )
+    return state
+
+
+def reopened(folder: Path) -> None:
+    """Takes away what says that a run is finished, and what was measured of the weights that it then had."""
+    for name in ("metrics.json", "evaluation.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def created(folder: Path) -> Path:
@@ -131,7 +159,7 @@ def alone(folder: Path) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() > patience:
-                    raise InputError(
+                    raise RunError(
                         f"{folder} must be trained by one process; got a second one. Wait for the first, or end it."
                     ) from error
                 time.sleep(0.1)
@@ -146,7 +174,8 @@ def disk(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskError(
-            f"{folder} must have room for {what}; got {error.strerror or error}. What was saved before is whole: free "
-            f"some space, then `topkloss train --resume {in_command(folder)}`."
-        ) from error
+        hint = "Free some space, or pass another --out."
+        if (folder / "config.yaml").exists():
+            again = f"`topkloss train --resume {in_command(folder)}`"
+            hint = f"What was saved before is whole: free some space, then {again}."
+        raise DiskError(f"{folder} must have room for {what}; got {error.strerror or error}. {hint}") from error

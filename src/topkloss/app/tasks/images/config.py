@@ -16,7 +16,7 @@ from typing import Literal
 from topkloss.app.data.layout import DataOptions
 from topkloss.app.errors import InputError
 from topkloss.app.options import shared
-from topkloss.app.options.option import Option, check_count, option, options_of, refusals_of
+from topkloss.app.options.option import Option, check_choices, check_count, option, options_of, refusals_of
 
 __all__ = ["FREE", "TrainConfig", "check_colours", "checked", "options"]
 
@@ -31,7 +31,7 @@ PARAMETERS: dict[str, dict[str, float | None]] = {
 SCHEDULED = ("top-k", "ranked-range")
 
 # These change no number: they may be given anew when a run is resumed. The data may have moved.
-FREE = frozenset({"csv", "images", "workers", "log"})
+FREE = frozenset({"csv", "images", "workers", "device", "log"})
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,11 @@ class TrainConfig:
         None, float, "average the weights with this decay, in (0, 1), and measure and keep the average"
     )
     early_stopping: int | None = option(
-        None, int, "stop after so many epochs without a lower held-out cross-entropy", least=1
+        None, int, "stop after so many epochs without a lower held-out cross-entropy; keep the best", least=1
     )
     seed: int = shared.seed("split, initial weights, order and augmentation")
-    workers: int = option(0, int, "processes that load images", least=0)
+    device: str = shared.device()
+    workers: int | None = shared.workers()
     skip_easy: bool = option(
         False, bool, "rank each batch first, without gradient, and back-propagate the selected images only"
     )
@@ -189,8 +190,7 @@ def checked(config: TrainConfig) -> TrainConfig:
     Raises:
         InputError: If an option is out of range, or two contradict each other.
     """
-    if config.loss not in PARAMETERS:
-        raise InputError(f"`--loss` must be one of {', '.join(PARAMETERS)}; got {config.loss}. Pass one of these.")
+    check_choices(config)
     _check_parameters(config)
     _check_numbers(config)
     check_colours(config)

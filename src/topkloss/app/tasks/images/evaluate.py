@@ -26,7 +26,7 @@ def evaluate(
     csv: str | Path | None = None,
     images: str | Path | None = None,
     batch_size: int = 64,
-    workers: int = 0,
+    workers: int | None = 0,
 ) -> Evaluation:
     """Measures a run; `topkloss.app.runs.classification.measure` defines the metrics.
 

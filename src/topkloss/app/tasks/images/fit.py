@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import platform
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -17,16 +16,15 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
-from torch.utils.data import DataLoader
 
 import topkloss
-from topkloss.app.data.dataset import Images, ImageTable, preparation, split
+from topkloss.app.data.dataset import ImageTable, split
 from topkloss.app.data.examples import imbalance
-from topkloss.app.errors import DiskError, InputError, in_command
-from topkloss.app.options.option import known
+from topkloss.app.errors import DiskError, InputError, RunError, in_command
+from topkloss.app.options.devices import device_named
+from topkloss.app.options.workers import MOST, bearing
 from topkloss.app.tasks.images.callbacks import Clock, Lines, Seeding, Stopping, is_over
 from topkloss.app.tasks.images.checkpoints import (
     CHECKPOINT,
@@ -36,15 +34,20 @@ from topkloss.app.tasks.images.checkpoints import (
     created,
     disk,
     emptied,
+    final_weights,
     load,
+    reopened,
     write_weights,
 )
-from topkloss.app.tasks.images.config import FREE, TrainConfig, checked
+from topkloss.app.tasks.images.config import TrainConfig, checked
 from topkloss.app.tasks.images.criterion import create_criterion
+from topkloss.app.tasks.images.example_losses import write_losses
+from topkloss.app.tasks.images.loaders import loaders, processes
 from topkloss.app.tasks.images.models import check_takes, colours, create_model, load_weights, own_size
 from topkloss.app.tasks.images.module import ImageClassifier, Progress
-from topkloss.app.tasks.images.records import RunHeader, RunRecord
-from topkloss.app.tasks.images.sampling import Drawn, Order, augmentation
+from topkloss.app.tasks.images.pace import Pace
+from topkloss.app.tasks.images.records import LOSSES, RunHeader, RunRecord
+from topkloss.app.tasks.images.resuming import asked_anew, check_length, check_same, nothing_to_resume
 from topkloss.app.tasks.images.source import table_of
 
 __all__ = ["fit", "resume"]
@@ -80,22 +83,22 @@ def fit(config: TrainConfig) -> RunRecord:
     existed = config.folder.exists()
     folder = created(config.folder) if _is_first() else config.folder.absolute()
     try:
-        with disk(folder, "config.yaml"):
-            if _is_first():
-                run.header.write(folder)
-        return _trained(run, folder, None)
+        return _trained(run, folder, Progress(), fresh=True)
     except InputError as error:
-        if _is_first() and not isinstance(error, DiskError) and not (folder / CHECKPOINT).exists():
+        if _is_first() and not isinstance(error, RunError) and not (folder / CHECKPOINT).exists():
             emptied(folder, keep=existed)
         raise
 
 
 def resume(folder: Path, changes: Mapping[str, Any] | None = None) -> RunRecord:
-    """Goes on after the last whole epoch, to the same weights as if nothing had happened; a finished run is left alone.
+    """Goes on after the last whole epoch, to the same weights as if nothing had happened.
+
+    A finished run is left alone, unless more epochs, or more patience, are asked of it.
 
     Args:
         folder: Of the run.
-        changes: Fields of the config given anew: where the data are, and what changes no number.
+        changes: Fields of the config given anew: where the data are, what changes no number, and how long it trains,
+            where the epochs that were made do not depend on that.
 
     Returns:
         The record, as it stands in the folder.
@@ -105,15 +108,23 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None) -> RunRecord:
         KeyboardInterrupt: See `fit`.
     """
     header = RunHeader.read(folder)
-    if (folder / "metrics.json").exists():
-        if _is_first():
-            print(f"{folder} is a finished run: there is nothing to resume.")
-        return RunRecord.read(folder)
-    config = checked(replace(header.config, **_allowed(header.config, changes or {}), out=str(folder)))
+    asked = asked_anew(header.config, changes or {})
+    config = checked(replace(header.config, **asked, out=str(folder)))
+    finished = RunRecord.read(folder) if (folder / "metrics.json").exists() else None
+    if finished is not None:
+        check_length(folder, header.config, config, finished.epochs)
+        if is_over(finished.epochs, config.epochs, config.early_stopping):
+            if _is_first():
+                print(nothing_to_resume(folder, header.config, finished.epochs, asked))
+            return finished
     checkpoint = load(folder)
+    if checkpoint is None and finished is not None:
+        raise InputError(f"{folder} must have its {CHECKPOINT} to be trained on; got none. Train anew.")
+    done = Progress() if checkpoint is None else Progress.of(checkpoint["progress"])
+    check_length(folder, header.config, config, done.epochs)
     run = _prepare(config, fresh=checkpoint is None)
-    _check_same(folder, header, run.header)
-    return _trained(run, folder.absolute(), checkpoint)
+    check_same(folder, header, run.header, tell=_is_first())
+    return _trained(run, folder.absolute(), done, fresh=False)
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,7 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Prepared:
         versions={"python": platform.python_version(), "topkloss": topkloss.__version__}
         | {name: version(name) for name in ("torch", "torchvision", "timm", "lightning")},
         threads=torch.get_num_threads(),
-        processes=_processes(),
+        processes=processes(),
         data={
             "digest": table.digest,
             "measured": table.digest_of(held_out),
@@ -165,24 +176,30 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Prepared:
     return Prepared(header, table, train, held_out, model)
 
 
-def _trained(run: Prepared, folder: Path, checkpoint: dict[str, Any] | None) -> RunRecord:
-    """Trains what is left, and finishes the folder."""
+def _trained(run: Prepared, folder: Path, progress: Progress, *, fresh: bool) -> RunRecord:
+    """Trains what is left, and finishes the folder; a ``fresh`` one must still be empty."""
     config = run.header.config
     if _is_first():
         print(_summary(run), flush=True)
-    progress = Progress() if checkpoint is None else Progress.of(checkpoint["progress"])
-    done = len(progress.epochs)
+    done, over = len(progress.epochs), is_over(progress.epochs, config.epochs, config.early_stopping)
     if not _is_first():
-        progress = _train(run, folder, done)
+        progress = progress if over else _train(run, folder, done)
         return _record(run, progress)
     try:
         with alone(folder):
-            if not is_over(progress.epochs, config.epochs, config.early_stopping):
+            if fresh and (folder / "config.yaml").exists():
+                raise RunError(f"`--out` must be a new or empty folder; got {folder}, where another run was as quick.")
+            with disk(folder, "config.yaml"):
+                reopened(folder)
+                run.header.write(folder)
+            if not over:
                 progress = _train(run, folder, done)
             final = load(folder)
             if final is None:
                 raise DiskError(f"{folder} must have the checkpoint of its last epoch; got none. Train again.")
             write_weights(folder, final)
+            with disk(folder, LOSSES):
+                _write_losses(run, folder, final_weights(final))
             record = _record(run, progress)
             with disk(folder, "the metrics"):
                 record.write(folder)
@@ -201,13 +218,24 @@ def _record(run: Prepared, progress: Progress) -> RunRecord:
         seconds=progress.seconds,
         gradient=progress.gradient,
         time=progress.time,
+        best_epoch=progress.best_epoch,
     )
+
+
+def _write_losses(run: Prepared, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """By the weights that the run ends with, of the images as they are, without augmentation."""
+    config = run.header.config
+    run.model.load_state_dict(weights)
+    model = run.model.eval().to(device_named(config.device))
+    parts = {"train": run.train, "held_out": run.held_out}
+    with bearing(config.workers or MOST, lambda: _how_to_go_on(folder, " --workers 0")):
+        write_losses(folder / LOSSES, config, run.table, parts, model)
 
 
 def _train(run: Prepared, folder: Path, done: int) -> Progress:
     """The epochs after the first ``done``."""
     config = run.header.config
-    train, held_out = _loaders(run, done)
+    train, held_out = loaders(config, run.table, run.train, run.held_out, run.model, done)
     counts = Counter(run.table.examples[index].label for index in run.train)
     task = ImageClassifier(
         config,
@@ -223,8 +251,9 @@ def _train(run: Prepared, folder: Path, done: int) -> Progress:
             warnings.filterwarnings("ignore", message=f".*{hint}.*")
         try:
             checkpoint = str(folder / CHECKPOINT) if done else None
-            trainer.fit(task, train, held_out, ckpt_path=checkpoint, weights_only=True)
-        except DiskError:
+            with bearing(train.num_workers, lambda: _how_to_go_on(folder, " --workers 0")):
+                trainer.fit(task, train, held_out, ckpt_path=checkpoint, weights_only=True)
+        except RunError:
             raise
         except InputError as error:
             raise InputError(_sentence(error)) from error
@@ -245,108 +274,53 @@ def _train(run: Prepared, folder: Path, done: int) -> Progress:
     return task.progress
 
 
-def _how_to_go_on(folder: Path) -> str:
+def _how_to_go_on(folder: Path, options: str = "") -> str:
     saved = load(folder)
     epochs = 0 if saved is None else len(saved["progress"]["epochs"])
     kept = f"{epochs} epoch{'' if epochs == 1 else 's'} saved" if epochs else "no epoch was over"
-    return f"{kept}; `topkloss train --resume {in_command(_short(folder))}` continues."
+    return f"{kept}; `topkloss train --resume {in_command(_short(folder))}{options}` continues."
 
 
 def _trainer(config: TrainConfig, folder: Path) -> lightning.Trainer:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    bar = [TQDMProgressBar(leave=False)] if sys.stderr.isatty() else []
+    kind, _, number = device_named(config.device).partition(":")
+    pace = Pace(at_most=config.early_stopping is not None)
+    seen = [Seeding(config.seed), Clock(), pace, Stopping(config.early_stopping), Saving(folder), Lines(pace)]
     return lightning.Trainer(
         max_epochs=config.epochs,
-        devices=local,
-        num_nodes=_processes() // local,
-        strategy="ddp" if _processes() > 1 else "auto",
-        accelerator="auto" if torch.cuda.is_available() else "cpu",
+        devices=[int(number)] if number else local,
+        num_nodes=processes() // local,
+        strategy="ddp" if processes() > 1 else "auto",
+        accelerator=kind,
         precision=config.precision,
         plugins=[WholeFiles()],
-        callbacks=[Seeding(config.seed), Clock(), Stopping(config.early_stopping), Saving(folder), Lines(), *bar],
+        callbacks=seen,
         deterministic="warn",
         logger=TensorBoardLogger(folder, name="", version="tensorboard") if config.log == "tensorboard" else False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
 
 
-def _loaders(run: Prepared, done: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    config = run.header.config
-    size = known(config.image_size, "image-size")
-    prepare = preparation(size, known(config.mean, "mean"), known(config.std, "std"))
-    drawn = Images(run.table, run.train, augmentation(config.augment, size, prepare))
-    measured = Images(run.table, run.held_out, prepare)
-    rank = int(os.environ.get("RANK", "0"))
-    order = Order(len(run.train), seed=config.seed, processes=_processes(), rank=rank)
-    order.set_epoch(done)  # the loader asks before Lightning tells
-    size = config.batch_size * config.accumulate
-    # a last batch of one image has no variance for batch normalisation to divide by
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in run.model.modules())
-    unfit = normalised and len(order) > size and len(order) % size == 1
-    settings: dict[str, Any] = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
-
-    def own_chance() -> torch.Generator:
-        """A loader that draws from the common one shifts what the model draws."""
-        return torch.Generator().manual_seed(config.seed)
-
-    train: Any = Drawn(drawn, config.seed)
-    return (
-        DataLoader(train, batch_size=size, sampler=order, drop_last=unfit, generator=own_chance(), **settings),
-        DataLoader(measured, batch_size=config.batch_size, generator=own_chance(), **settings),
-    )
-
-
 def _check_machine(config: TrainConfig) -> None:
-    if config.precision == "16-mixed" and not torch.cuda.is_available():
+    device = device_named(config.device)
+    if ":" in device and processes() > 1:
+        raise InputError(
+            f"`--device` must be cuda in several processes, each of which takes a GPU; got {device}. "
+            "Pass --device cuda, or leave it out."
+        )
+    if config.precision == "16-mixed" and not device.startswith("cuda"):
         raise InputError(
             "`--precision` must be 32 or bf16-mixed without a GPU; got 16-mixed. Pass --precision bf16-mixed."
         )
     if config.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
-    if config.skip_easy and config.accumulate > 1 and _processes() > 1:
+    if config.skip_easy and config.accumulate > 1 and processes() > 1:
         raise InputError(
             "`--accumulate` must be 1 with --skip-easy in several processes, which would select unlike numbers of "
             f"images; got {config.accumulate}. Leave one of them out."
-        )
-
-
-def _allowed(config: TrainConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be given anew; the rest must be as it was."""
-    asked = replace(config, **changes)
-    for name in changes:
-        was, value = getattr(config, name), getattr(asked, name)
-        if name not in FREE and value != was:
-            word = name.replace("_", "-")
-            raise InputError(
-                f"`--{word}` must be that of the run, {was}, for its numbers depend on it; got {value}. "
-                "Leave it out, or train anew with another --out."
-            )
-    return {name: value for name, value in changes.items() if name in FREE}
-
-
-def _check_same(folder: Path, header: RunHeader, now: RunHeader) -> None:
-    """The data and the number of processes decide the numbers; versions and threads their last digits."""
-    if header.data != now.data:
-        differ = next(name for name in header.data if header.data[name] != now.data.get(name))
-        raise InputError(
-            f"`--resume` must find the data of the run; got others, which differ in {differ!r} of config.yaml. "
-            "Put them back, or train anew with another --out."
-        )
-    if header.processes != now.processes:
-        raise InputError(
-            f"`--resume` must run in {header.processes} process{'' if header.processes == 1 else 'es'}, as the run "
-            f"did; got {now.processes}. Start so many by torchrun."
-        )
-    changed = [f"{name} {was}" for name, was in header.versions.items() if now.versions.get(name) != was]
-    changed += [f"{header.threads} threads"] if header.threads != now.threads else []
-    if changed and _is_first():
-        print(
-            f"topkloss: {folder} was begun with {', '.join(changed)}: the last digits may differ from an uninterrupted "
-            "run's.",
-            file=sys.stderr,
         )
 
 
@@ -379,10 +353,6 @@ def _quiet() -> None:
     """Lightning's hints are for people who write Lightning."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _is_first() -> bool:

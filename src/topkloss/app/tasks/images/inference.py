@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from topkloss.app.data.decoding import BadImage, decode, suffixes
-from topkloss.app.errors import InputError
 from topkloss.app.options.option import check_count
+from topkloss.app.options.workers import bearing, workers_that_pay
 from topkloss.app.progress import counted
+from topkloss.app.tasks.images.loaders import image_bytes
 from topkloss.app.tasks.images.run import Run
 
 __all__ = ["SUFFIXES", "Item", "outputs"]
@@ -23,7 +25,7 @@ Item = tuple[Tensor | None, str]
 Batch = tuple[Tensor, list[str]]
 
 
-def outputs(run: Run, paths: Sequence[Path], *, batch_size: int = 64, workers: int = 0) -> Iterator[Item]:
+def outputs(run: Run, paths: Sequence[Path], *, batch_size: int = 64, workers: int | None = 0) -> Iterator[Item]:
     """The logits of each image, in order, as they come: float64 on the CPU, or None and the reason.
 
     Shows how far it is.
@@ -32,20 +34,27 @@ def outputs(run: Run, paths: Sequence[Path], *, batch_size: int = 64, workers: i
         run: Whose model.
         paths: Of images; what cannot be read costs nothing but its own place.
         batch_size: Images that pass through the model together.
-        workers: Processes that load images beside this one.
+        workers: Processes that load images beside this one; None for as many as pay.
 
     Raises:
         InputError: If an option is out of range or a process that loads images ends.
     """
     check_count("batch_size", batch_size, 1)
     check_count("workers", workers, 0)
-    return counted(_outputs(run, paths, batch_size, workers), len(paths), "classified")
-
-
-def _outputs(run: Run, paths: Sequence[Path], batch_size: int, workers: int) -> Iterator[Item]:
     images = _Images(paths, run)
-    loader: DataLoader[Item] = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=_together)
-    for batch, reasons in _batches(loader, workers):
+    if workers is None:
+        workers = workers_that_pay(images.__getitem__, len(paths), 1, batch_size * image_bytes(run.image_size))
+    return counted(_outputs(run, images, batch_size, workers), len(paths), "classified")
+
+
+def _outputs(run: Run, images: _Images, batch_size: int, workers: int) -> Iterator[Item]:
+    loader: Any = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=_together)
+    with bearing(workers):
+        yield from _logits(run, loader)
+
+
+def _logits(run: Run, loader: Iterable[Batch]) -> Iterator[Item]:
+    for batch, reasons in loader:
         with torch.inference_mode():
             logits = iter(run.model(batch.to(run.device)).double().cpu() if len(batch) else ())
         for reason in reasons:
@@ -75,15 +84,3 @@ def _together(items: list[Item]) -> Batch:
     """The images that there are, and the reason, or none, at each place."""
     images = [image for image, _ in items if image is not None]
     return torch.stack(images) if images else torch.empty(0), [reason for _, reason in items]
-
-
-def _batches(loader: DataLoader[Item], workers: int) -> Iterator[Batch]:
-    try:
-        yield from loader
-    except (OSError, RuntimeError) as error:
-        if workers == 0:
-            raise
-        raise InputError(
-            f"`--workers` must be as many processes as the machine bears; got {workers}, and one ended: "
-            f"{str(error).partition('.')[0]}. Pass --workers 0."
-        ) from error

@@ -40,12 +40,15 @@ class Progress:
 
     Attributes:
         epochs: In order.
-        recall, gradient, time: See `RunRecord`.
+        best_epoch: Under early stopping the one whose weights are kept; else None.
+        recall, gradient: See `RunRecord`; of the epoch whose weights are kept.
+        time: See `RunRecord`.
         seconds: In all epochs.
     """
 
     def __init__(self) -> None:
         self.epochs: list[EpochRecord] = []
+        self.best_epoch: int | None = None
         self.recall: dict[str, float] = {}
         self.gradient: dict[str, float] = {}
         self.time: dict[str, float] = {}
@@ -93,6 +96,7 @@ class ImageClassifier(lightning.LightningModule):
         self.fraction_schedule = create_fraction_schedule(config, criterion, steps)
         self._ema: list[ModelEmaV3] = []  # in a list: it is no part of the model, and not trained
         self._ema_state: dict[str, Tensor] | None = None
+        self._best: dict[str, Tensor] = {}  # weights, under timm's names
         self.monitor = Monitor(len(classes), process_group=WORLD)
         # every process measures all held-out images, so there is nothing to bring together
         self.cross_entropy = MeanMetric(nan_strategy="disable", sync_on_compute=False)  # a NaN must show
@@ -136,7 +140,7 @@ class ImageClassifier(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         """Measures a batch of held-out images, by the averaged weights where there are any."""
         images, labels = batch
-        logits = (self._ema[0].module if self._ema else self.model)(images.to(memory_format=self.format)).float()
+        logits = self._measured(images.to(memory_format=self.format)).float()
         self.cross_entropy.update(F.cross_entropy(logits, labels, reduction="none"))
         self.accuracy.update(logits, labels)
         self.recall.update(logits, labels)
@@ -159,10 +163,22 @@ class ImageClassifier(lightning.LightningModule):
                 f"`--lr` must be small enough for training to converge; got {self.config.lr:g}, and in epoch "
                 f"{epoch.epoch} the loss is {epoch.train_loss}. Pass --lr {self.config.lr / 10:g}."
             )
+        before = [one.cross_entropy for one in self.progress.epochs]
+        if self.config.early_stopping is None or all(epoch.cross_entropy < one for one in before):
+            self.progress.recall = self._of_classes(self.recall.compute().tolist())
+            self.progress.gradient = self._of_classes(mined.gradient_of_class)
+            if self.config.early_stopping is not None:
+                self.progress.best_epoch = epoch.epoch
+                kept = self._measured.state_dict()
+                self._best = {name: value.detach().cpu().clone() for name, value in kept.items()}
         self.progress.epochs.append(epoch)
-        self.progress.recall = self._of_classes(self.recall.compute().tolist())
-        self.progress.gradient = self._of_classes(mined.gradient_of_class)
         self.monitor.reset()
+
+    @property
+    def _measured(self) -> nn.Module:
+        """The model whose weights are measured: the average of all steps, where one is kept."""
+        averaged: nn.Module = self._ema[0].module if self._ema else self.model
+        return averaged
 
     def seconds_of_criterion(self) -> float:
         """The seconds of one step: logits to loss and back, the fastest of a few."""
@@ -187,6 +203,8 @@ class ImageClassifier(lightning.LightningModule):
             checkpoint["fraction_schedule"] = self.fraction_schedule.state_dict()
         if self._ema:
             checkpoint["ema"] = self._ema[0].module.state_dict()
+        if self._best:
+            checkpoint["best"] = self._best
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes from a checkpoint what `on_save_checkpoint` put there."""
@@ -195,6 +213,7 @@ class ImageClassifier(lightning.LightningModule):
         if self.fraction_schedule is not None:
             self.fraction_schedule.load_state_dict(checkpoint["fraction_schedule"])
         self._ema_state = checkpoint.get("ema")
+        self._best = checkpoint.get("best", {})
 
     def _of_classes(self, numbers: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.classes, map(_rounded, numbers), strict=True))

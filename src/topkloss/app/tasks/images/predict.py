@@ -40,7 +40,7 @@ def predict(
     paths: Iterable[str | Path],
     *,
     batch_size: int = 64,
-    workers: int = 0,
+    workers: int | None = 0,
     passed: Counter[str] | None = None,
 ) -> Iterator[Prediction]:
     """Predictions as they come, in the order of `find_images`; a bad image is a prediction with an `error`.
@@ -66,7 +66,7 @@ def write_predictions(
     out: str | Path,
     *,
     batch_size: int = 64,
-    workers: int = 0,
+    workers: int | None = 0,
     passed: Counter[str] | None = None,
 ) -> tuple[int, int]:
     """Writes a CSV: image, class and its probability, error, and a column `p_...` for each class.

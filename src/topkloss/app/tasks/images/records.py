@@ -17,10 +17,16 @@ from topkloss.app.options.file import RECORDED, given
 from topkloss.app.runs.files import replacing
 from topkloss.app.tasks.images.config import TrainConfig, options
 
-__all__ = ["WEIGHTS", "EpochRecord", "RunHeader", "RunRecord", "TrainConfig", "write_epochs"]
+__all__ = ["LOSSES", "WEIGHTS", "EpochRecord", "RunHeader", "RunRecord", "TrainConfig", "write_epochs"]
 
 # In the folder of a finished run, beside the records.
 WEIGHTS = "model.safetensors"
+
+# A line for each image: what is predicted, and its cross-entropy.
+LOSSES = "losses.csv"
+
+# Fields of a `RunRecord` that stand in metrics.json under their names.
+MEASURED = ("recall", "support", "gradient", "time", "seconds", "best_epoch")
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,9 @@ class RunRecord:
         recall: Of each class on the held-out images, in [0, 1]; `support` has their number.
         support: Held-out images of each class.
         seconds: In the epochs, from the first batch to the last metric.
-        gradient: Of each class its share of the weights in the last epoch, so of the gradient.
+        gradient: Of each class its share of the weights in the epoch that the weights are of, so of the gradient.
         time: Shares of the training time in the last epoch: `waiting` for data, and of a step, `criterion`.
+        best_epoch: The epoch that the weights are of, under early stopping; None for the last.
     """
 
     config: TrainConfig
@@ -129,6 +136,7 @@ class RunRecord:
     processes: int = 1
     gradient: dict[str, float] = field(default_factory=dict)
     time: dict[str, float] = field(default_factory=dict)
+    best_epoch: int | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -137,15 +145,15 @@ class RunRecord:
 
     @property
     def last(self) -> EpochRecord:
-        """The epoch that the weights are of."""
-        return self.epochs[-1]
+        """The epoch that the weights are of: the last one, or under early stopping the last that was better."""
+        return self.epochs[-1 if self.best_epoch is None else self.best_epoch - 1]
 
     def write(self, folder: Path) -> None:
         """Writes ``config.yaml``, ``metrics.csv`` and, last, ``metrics.json``: where it is, the run is finished."""
         RunHeader(**{one.name: getattr(self, one.name) for one in fields(RunHeader)}).write(folder)
         write_epochs(folder, self.epochs)
         metrics = {key: value for key, value in asdict(self.last).items() if key != "epoch"}
-        metrics |= {name: getattr(self, name) for name in ("recall", "support", "gradient", "time", "seconds")}
+        metrics |= {name: getattr(self, name) for name in MEASURED}
         with replacing(folder / "metrics.json") as partial:
             text = json.dumps({"epochs": len(self.epochs), **metrics}, indent=2, ensure_ascii=False)
             partial.write_text(text + "\n", encoding="utf-8")
@@ -170,7 +178,7 @@ class RunRecord:
                     EpochRecord(int(row.pop("epoch")), **{name: float(value) for name, value in row.items()})
                     for row in rows
                 ),
-                **{name: metrics[name] for name in ("recall", "support", "gradient", "time", "seconds")},
+                **{name: metrics[name] for name in MEASURED},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             finished = (folder / "metrics.json").exists()

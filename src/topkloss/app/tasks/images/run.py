@@ -14,6 +14,7 @@ from topkloss.app.data.bad import MOST_PIXELS
 from topkloss.app.data.dataset import preparation
 from topkloss.app.data.layout import check_pixel_range
 from topkloss.app.errors import InputError
+from topkloss.app.options.devices import device_named
 from topkloss.app.options.option import known
 from topkloss.app.tasks.images.config import check_colours
 from topkloss.app.tasks.images.models import create_model
@@ -64,12 +65,12 @@ def load_run(folder: str | Path, *, device: str | torch.device | None = None) ->
 
     Args:
         folder: Of the run.
-        device: For the model; None for the GPU where there is one.
+        device: For the model, as `--device` names it; None for the GPU where there is one.
 
     Raises:
         InputError: One sentence, if it is not finished, not whole, not of this program or does not fit together.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), device_named(str(device or "auto"))
     record = _record(folder)
     config = record.config
     model = create_model(config.model, len(record.classes))
@@ -84,7 +85,6 @@ def load_run(folder: str | Path, *, device: str | torch.device | None = None) ->
         ) from error
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):
         raise InputError(f"{path} must hold finite weights; got NaN or infinity. Train again, with a smaller --lr.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Run(
         folder=folder,
         config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ from topkloss.app.data.layout import DataOptions
 from topkloss.app.data.passed import passed_over
 from topkloss.app.loading import loading
 from topkloss.app.tasks.images.config import TrainConfig
-from topkloss.app.tasks.images.records import RunRecord
-from topkloss.app.tasks.interface import Checked, Predicted, Task
+from topkloss.app.tasks.images.records import LOSSES, RunRecord
+from topkloss.app.tasks.interface import Checked, Predicted, RunLosses, Task
 
 if TYPE_CHECKING:
     from topkloss.app.runs.metrics import Evaluation
@@ -44,22 +45,34 @@ def _trained(record: RunRecord) -> str:
     if os.environ.get("RANK", "0") != "0":
         return ""
     accuracy, number = 100 * record.last.accuracy, record.data["held_out"]
-    return f"accuracy {accuracy:.1f} % on {number} held-out images\nresults: {record.config.folder}"
+    lines = [f"accuracy {accuracy:.1f} % on {number} held-out images", f"results: {record.config.folder}"]
+    if record.best_epoch is not None:
+        lines[:0] = [
+            f"the weights are those of epoch {record.best_epoch} of {len(record.epochs)}, whose held-out "
+            f"cross-entropy, {record.last.cross_entropy:.4f}, is the lowest"
+        ]
+    return "\n".join(lines)
 
 
-def _evaluate(run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int) -> Evaluation:
+def _evaluate(
+    run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int | None, device: str
+) -> Evaluation:
     with loading():
         from topkloss.app.tasks.images.evaluate import evaluate
         from topkloss.app.tasks.images.run import load_run
-    return evaluate(load_run(run), csv=csv, images=images, batch_size=batch_size, workers=workers)
+    return evaluate(load_run(run, device=device), csv=csv, images=images, batch_size=batch_size, workers=workers)
 
 
-def _predict(run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int) -> Predicted:
+def _predict(
+    run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int | None, device: str
+) -> Predicted:
     with loading():
         from topkloss.app.tasks.images.predict import write_predictions
         from topkloss.app.tasks.images.run import load_run
     passed: Counter[str] = Counter()
-    lines, bad = write_predictions(load_run(run), inputs, out, batch_size=batch_size, workers=workers, passed=passed)
+    lines, bad = write_predictions(
+        load_run(run, device=device), inputs, out, batch_size=batch_size, workers=workers, passed=passed
+    )
     notes = [f"{bad} of {lines} images are bad; the column `error` says why."] if bad else []
     notes += [f"{passed_over(passed)}."] if passed else []
     return Predicted(f"{lines - bad} images predicted: {out}", notes)
@@ -87,6 +100,10 @@ def _report(runs: Sequence[Path], figure: Path | None) -> str:
     return table(records)
 
 
+def _losses(run: Path) -> RunLosses:
+    return RunLosses(run / LOSSES, "label", math.log(len(RunRecord.read(run).classes)), True)
+
+
 IMAGES = Task(
     names=("images",),
     what="images",
@@ -100,5 +117,7 @@ IMAGES = Task(
     evaluate=_evaluate,
     predict=_predict,
     export=_export,
+    losses=_losses,
     report=_report,
+    loading=frozenset({"batch-size", "workers", "device"}),
 )

@@ -6,6 +6,7 @@ ranges.
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Literal
 from topkloss.app.data.layout import check_share
 from topkloss.app.errors import InputError
 from topkloss.app.options import shared
-from topkloss.app.options.option import Option, check_count, option, options_of, refusals_of
+from topkloss.app.options.option import Option, check_choices, check_count, option, options_of, refusals_of
 
 __all__ = ["TableConfig", "checked", "table_options"]
 
@@ -120,6 +121,7 @@ def checked(config: TableConfig) -> TableConfig:
         if one.metadata["least"] is not None:
             check_count(one.name, getattr(config, one.name), one.metadata["least"])
     _check_words(config)
+    check_choices(config)
     loss = config.row_loss or LOSSES[config.task][0]
     fractions = config.fractions or ((1.0,) if loss in SAME_AS_C else FRACTIONS)
     _check_numbers(config, loss, fractions)
@@ -138,16 +140,17 @@ def _check_words(config: TableConfig) -> None:
     for name, value, choices in (("row-loss", config.row_loss, LOSSES), ("score", config.score, SCORES)):
         allowed = choices[config.task]
         if value is not None and value not in allowed:
+            close = difflib.get_close_matches(value.replace("_", "-"), allowed, n=1)
             raise InputError(
                 f"`--{name}` must be one of {', '.join(allowed)} with --task {config.task}; got {value}. "
-                f"Pass --{name} {allowed[0]}, or the other task."
+                f"Pass --{name} {close[0] if close else allowed[0]}, or the other task."
             )
     if config.score == "cross-entropy" and (config.row_loss or "logistic") not in ("logistic", "softmax"):
         raise InputError(
             f"`--score` must need no probabilities with --row-loss {config.row_loss}, which gives none; got "
             "cross-entropy. Pass --score accuracy."
         )
-    if config.task == "regression" and config.class_weights != "none":
+    if config.task == "regression" and config.class_weights == "balanced":
         raise InputError(
             "`--class-weights` must be none with --task regression, which has no classes; got balanced. Leave it out."
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
-from topkloss.app.tasks.interface import Checked, Predicted, Task
+from topkloss.app.tasks.interface import Checked, Predicted, RunLosses, Task
 from topkloss.app.tasks.tables.config import LOSSES, TableConfig
 
 if TYPE_CHECKING:
@@ -38,13 +39,17 @@ def _resume(run: Path, asked: Mapping[str, Any]) -> str:
     )
 
 
-def _evaluate(run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int) -> Evaluation:
+def _evaluate(
+    run: Path, *, csv: Path | None, images: Path | None, batch_size: int, workers: int | None, device: str
+) -> Evaluation:
     with loading():
         from topkloss.app.tasks.tables.evaluate import evaluate_table, load_table_run
     return evaluate_table(load_table_run(run), csv=csv, images=images)
 
 
-def _predict(run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int) -> Predicted:
+def _predict(
+    run: Path, inputs: Sequence[Path], out: Path, *, batch_size: int, workers: int | None, device: str
+) -> Predicted:
     with loading():
         from topkloss.app.tasks.tables.evaluate import load_table_run
         from topkloss.app.tasks.tables.predict import write_table_predictions
@@ -72,6 +77,20 @@ def _report(runs: Sequence[Path], figure: Path | None) -> str:
     return "\n\n".join([rows_table(records), *hard])
 
 
+def _losses(run: Path) -> RunLosses:
+    """The sum over the classes, each against the rest; of softmax, and of two classes, there is one problem."""
+    from topkloss.app.tasks.tables.records import LOSSES as FILE
+    from topkloss.app.tasks.tables.records import TableRecord
+
+    record = TableRecord.read(run)
+    loss, classes = record.config.row_loss, len(record.data["classes"])
+    if not classes:
+        return RunLosses(run / FILE, None, None, False)
+    each = math.log(2) if loss == "logistic" else 1.0
+    zero = math.log(classes) if loss == "softmax" else each * (1 if classes == 2 else classes)
+    return RunLosses(run / FILE, "label", zero, loss == "softmax" or (loss == "logistic" and classes == 2))
+
+
 TABLES = Task(
     names=tuple(LOSSES),
     what="a table of features",
@@ -88,6 +107,7 @@ TABLES = Task(
     evaluate=_evaluate,
     predict=_predict,
     export=_export,
+    losses=_losses,
     report=_report,
     instead={
         "fraction": "Pass --fractions, which takes one or more.",

@@ -126,7 +126,8 @@ def losses_of(run: Path) -> Inspection:
     Raises:
         InputError: If the file cannot be read.
     """
-    return inspect(run / LOSSES, class_column="label" if TableRecord.read(run).data["classes"] else None)
+    classes = TableRecord.read(run).data["classes"]
+    return inspect(run / LOSSES, class_column="label" if classes else None, part="all")
 
 
 def _models(record: TableRecord) -> list[ModelRecord]:
