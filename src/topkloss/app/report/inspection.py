@@ -16,6 +16,7 @@ from topkloss.app.data.examples import numerically
 from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
 from topkloss.app.options.option import refusals_of
+from topkloss.app.runs.cells import name_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,7 +167,8 @@ def _aligned(columns: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
 def _read(path: Path, loss_column: str, class_column: str | None) -> tuple[list[float], list[str]]:
     """The losses, and the class of each, or none."""
     wanted = {"--loss-column": loss_column} | ({} if class_column is None else {"--class-column": class_column})
-    losses, labels = [], []
+    losses: list[float] = []
+    labels: list[str] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -182,7 +184,7 @@ def _read(path: Path, loss_column: str, class_column: str | None) -> tuple[list[
                 if row:
                     cells = [row[place].strip() if place < len(row) else "" for place in places]
                     losses.append(_number(path, reader.line_num, loss_column, cells[0]))
-                    labels += _named(path, reader.line_num, class_column, cells[1:])
+                    labels += map(name_of, _named(path, reader.line_num, class_column, cells[1:]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"{path} must be a CSV file in UTF-8; got {getattr(error, 'strerror', None) or error}. "
