@@ -21,6 +21,7 @@ __all__ = [
     "out",
     "seed",
     "split_column",
+    "split_seed",
 ]
 
 HELD_OUT = 0.1
@@ -87,6 +88,11 @@ def drop_fraction(whole: str, rest: str, shown: str) -> Any:
 def seed(decides: str) -> Any:
     """The number that all chance begins with."""
     return option(0, int, f"decides {decides}", least=0)
+
+
+def split_seed() -> Any:
+    """The number that the chance of the split begins with."""
+    return option(None, int, "decides which are held out", shown="default: --seed", least=0)
 
 
 def out() -> Any:

@@ -134,6 +134,7 @@ class TrainConfig:
         None, int, "stop after so many epochs without a lower held-out cross-entropy", least=1
     )
     seed: int = shared.seed("split, initial weights, order and augmentation")
+    split_seed: int | None = shared.split_seed()
     workers: int = option(0, int, "processes that load images", least=0)
     skip_easy: bool = option(
         False, bool, "rank each batch first, without gradient, and back-propagate the selected images only"
@@ -152,6 +153,11 @@ class TrainConfig:
     def data_options(self) -> DataOptions:
         """How the data set is laid out."""
         return DataOptions(**{one.name: getattr(self, one.name) for one in fields(DataOptions)})
+
+    @property
+    def split(self) -> int:
+        """The seed that decides which images are held out."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def share(self) -> float:
