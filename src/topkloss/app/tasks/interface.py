@@ -67,7 +67,8 @@ class Task:
         evaluate: See `Evaluate`.
         predict: See `Predict`.
         export: From the folder of a run to a file for other programs; returns what is printed.
-        report: Runs side by side as text; drawn too, where there is a path for the picture.
+        report: Runs side by side as text, judged by a score (None: the task's own choice); drawn too, where there is a
+            path for the picture.
         instead: Of options of other tasks, what to pass here; where nothing is said, they are to be left out.
     """
 
@@ -83,7 +84,7 @@ class Task:
     evaluate: Evaluate
     predict: Predict
     export: Callable[[Path, Path], str]
-    report: Callable[[Sequence[Path], Path | None], str]
+    report: Callable[[Sequence[Path], Path | None, str | None], str]
     instead: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 import topkloss
 from topkloss.app.data.dataset import Images, ImageTable, preparation, split
-from topkloss.app.data.examples import imbalance
+from topkloss.app.data.examples import imbalance, too_uneven
 from topkloss.app.errors import DiskError, InputError, in_command
 from topkloss.app.options.option import known
 from topkloss.app.tasks.images.callbacks import Clock, Lines, Seeding, Stopping, is_over
@@ -43,6 +43,7 @@ from topkloss.app.tasks.images.config import FREE, TrainConfig, checked
 from topkloss.app.tasks.images.criterion import create_criterion
 from topkloss.app.tasks.images.models import check_takes, colours, create_model, load_weights, own_size
 from topkloss.app.tasks.images.module import ImageClassifier, Progress
+from topkloss.app.tasks.images.recording import write_held_out
 from topkloss.app.tasks.images.records import RunHeader, RunRecord
 from topkloss.app.tasks.images.sampling import Drawn, Order, augmentation
 from topkloss.app.tasks.images.source import table_of
@@ -51,6 +52,11 @@ __all__ = ["fit", "resume"]
 
 # 28 pixels, a little enlarged: a size that halves five times.
 DIGIT_SIZE = 32
+
+BLIND = (
+    "accuracy hardly sees the rare class: look at the mean recall, judge by `topkloss report --score "
+    "balanced-accuracy`, and consider --class-weights balanced"
+)
 
 # Of the images that were left out, so many are named.
 FEW = 3
@@ -131,7 +137,7 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Prepared:
     """Reads the data and makes the model; ``fresh``: with the weights that it begins from."""
     _check_machine(config)
     table = table_of(config)
-    train, held_out = split(table, config.seed, config.held_out)
+    train, held_out = split(table, config.split, config.held_out)
     _quiet()
     lightning.seed_everything(config.seed, verbose=False)
     model = create_model(config.model, len(table.classes), pretrained=config.pretrained and fresh)
@@ -183,6 +189,7 @@ def _trained(run: Prepared, folder: Path, checkpoint: dict[str, Any] | None) -> 
             if final is None:
                 raise DiskError(f"{folder} must have the checkpoint of its last epoch; got none. Train again.")
             write_weights(folder, final)
+            write_held_out(folder, config, run.table, run.held_out, run.model)
             record = _record(run, progress)
             with disk(folder, "the metrics"):
                 record.write(folder)
@@ -358,8 +365,11 @@ def _summary(run: Prepared) -> str:
         first = "" if len(table.skipped) <= FEW else f"; the first {FEW}"
         lines = [f"left out {len(table.skipped)} of {listed} images{first}:", *table.skipped[:FEW]]
     counts = Counter(table.examples[index].label for index in run.train)
-    uneven = imbalance({name: counts[label] for label, name in enumerate(table.classes)})
-    return "\n".join([*lines, f"{len(run.train)} images to train on, {len(run.held_out)} held out; {uneven}"])
+    of_class = {name: counts[label] for label, name in enumerate(table.classes)}
+    lines.append(f"{len(run.train)} images to train on, {len(run.held_out)} held out; {imbalance(of_class)}")
+    if too_uneven(of_class) and run.header.config.class_weights == "none":
+        lines.append(BLIND)
+    return "\n".join(lines)
 
 
 def _sentence(error: InputError) -> str:
