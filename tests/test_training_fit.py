@@ -38,10 +38,11 @@ def beside(config: TrainConfig) -> set[str]:
     return {path.name for path in config.folder.parent.iterdir()}
 
 
-def test_a_run_is_a_folder_of_five_files(config: TrainConfig) -> None:
+def test_a_run_is_a_folder_of_six_files(config: TrainConfig) -> None:
     record = fit(config)
     assert {path.name for path in config.folder.iterdir()} == {
         "config.yaml",
+        "held_out.csv",
         "last.ckpt",
         "metrics.csv",
         "metrics.json",
