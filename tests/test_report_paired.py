@@ -202,6 +202,14 @@ def test_a_score_is_the_sum_of_what_examples_add() -> None:
         assert parts.sum() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("score", ["accuracy", "balanced-accuracy", "f1", "auroc", "cross-entropy"])
+def test_the_order_of_the_classes_does_not_matter(score: str) -> None:
+    labels, (outputs, _) = drawn(np.random.default_rng(9), 60, [0.5, 0.3, 0.2])
+    turned = replace(outputs, scores=tuple(row[::-1] for row in outputs.scores))
+    found = of_classes(labels, turned, NAMES[::-1], score)
+    np.testing.assert_allclose(found, of(labels, outputs, score), rtol=1e-12)
+
+
 @pytest.mark.parametrize("score", ["f1", "auroc"])
 def test_the_variance_of_no_sum_is_the_jackknifes(score: str) -> None:
     labels, outputs = drawn(np.random.default_rng(2), 150, [0.5, 0.3, 0.2])

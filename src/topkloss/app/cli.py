@@ -182,7 +182,7 @@ def _sentence(error: Exception) -> str:
     package = str(error.name).partition(".")[0]
     extras = {"matplotlib": "report", "tensorboard": "tensorboard"}
     extras |= dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export")
-    extras |= dict.fromkeys(("numpy", "scipy", "sklearn"), "tabular")
+    extras["sklearn"] = "tabular"
     extra = extras.get(package, "train")
     return f'this needs the package {package}; got an installation without it. pip install "topkloss[{extra}]"'
 
