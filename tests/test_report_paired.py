@@ -207,6 +207,7 @@ def test_the_order_of_the_classes_does_not_matter(score: str) -> None:
     labels, (outputs, _) = drawn(np.random.default_rng(9), 60, [0.5, 0.3, 0.2])
     turned = replace(outputs, scores=tuple(row[::-1] for row in outputs.scores))
     found = of_classes(labels, turned, NAMES[::-1], score)
+    assert found is not None
     np.testing.assert_allclose(found, of(labels, outputs, score), rtol=1e-12)
 
 
