@@ -201,7 +201,7 @@ def test_the_good_table_is_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Path("t.csv").write_bytes(GOOD)
     assert main(["train", "t.csv", *C, "--fractions", "1", "--C", "1", "--out", "runs/one"]) == 0
     assert {path.name for path in Path("runs/one").iterdir()} == {
-        *("config.yaml", "losses.csv", "metrics.json", "model.json")
+        *("config.yaml", "held_out.csv", "losses.csv", "metrics.json", "model.json")
     }
 
 

@@ -64,7 +64,7 @@ def test_from_a_table_to_a_run(tmp_path: Path) -> None:
     assert "average" in lines[4]
     assert {path.name for path in tmp_path.iterdir()} == {"customers.csv", "r"}
     assert {path.name for path in (tmp_path / "r").iterdir()} == {
-        *("config.yaml", "losses.csv", "metrics.json", "model.json")
+        *("config.yaml", "held_out.csv", "losses.csv", "metrics.json", "model.json")
     }
 
 
@@ -167,7 +167,7 @@ def test_the_report_says_what_is_proved_and_who_is_hard(here: Path, capsys: pyte
     assert main(["report", "run", "numbers"]) == 0
     output = capsys.readouterr().out
     assert "run: average" in output
-    assert "Runs on other rows (another table or split): their figures do not compare." in output
+    assert "Classes and numbers have no score in common: their figures do not compare." in output
 
 
 def test_the_report_says_where_less_was_proved_than_asked(

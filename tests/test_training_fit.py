@@ -44,6 +44,7 @@ def test_a_run_is_a_folder_of_six_files(config: TrainConfig) -> None:
     record = fit(config)
     assert {path.name for path in config.folder.iterdir()} == {
         "config.yaml",
+        "held_out.csv",
         "last.ckpt",
         "losses.csv",
         "metrics.csv",

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "check":
             _check(arguments)
         elif arguments.command == "report":
-            _report(arguments.runs, arguments.figure)
+            _report(arguments.runs, arguments.figure, arguments.score)
         elif arguments.command == "evaluate":
             _evaluate(arguments)
         elif arguments.command == "predict":
@@ -105,8 +105,8 @@ def _asked(arguments: argparse.Namespace, *, layout_only: bool = False) -> dict[
     return {one.field: getattr(arguments, one.field) for one in options if one.field in arguments}
 
 
-def _report(runs: Sequence[Path], figure: Path | None) -> None:
-    print(task_of_runs(runs).report(runs, figure))
+def _report(runs: Sequence[Path], figure: Path | None, score: str | None) -> None:
+    print(task_of_runs(runs).report(runs, figure, score))
     if figure is not None:
         print(f"figure: {figure}")
 
@@ -210,7 +210,7 @@ def _sentence(error: Exception) -> str:
     package = str(error.name).partition(".")[0]
     extras = {"matplotlib": "report", "tensorboard": "tensorboard"}
     extras |= dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export")
-    extras |= dict.fromkeys(("numpy", "scipy", "sklearn"), "tabular")
+    extras["sklearn"] = "tabular"
     extra = extras.get(package, "train")
     return f'this needs the package {package}; got an installation without it. pip install "topkloss[{extra}]"'
 
@@ -233,6 +233,9 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     report = commands.add_parser("report", parents=[common], help="compare finished runs", allow_abbrev=False)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     report.add_argument("--figure", type=Path, help="draw them too: a path that ends in .png or .svg")
+    report.add_argument(
+        "--score", help="judge by accuracy, balanced-accuracy, f1, auroc, cross-entropy; r2, absolute-error"
+    )
     _add_evaluate(commands.add_parser("evaluate", parents=[common], help="measure a run", allow_abbrev=False))
     _add_predict(
         commands.add_parser("predict", parents=[common], help="classify images, or predict rows", allow_abbrev=False)

@@ -91,7 +91,9 @@ def check_count(name: str, value: int | None, least: int) -> None:
     Raises:
         InputError: One sentence that names the option.
     """
-    most = {"seed": LARGEST_SEED, "workers": max(MANY_WORKERS, 8 * cores())}.get(name, LARGEST)
+    most = {"seed": LARGEST_SEED, "split_seed": LARGEST_SEED, "workers": max(MANY_WORKERS, 8 * cores())}.get(
+        name, LARGEST
+    )
     if value is None or least <= value <= most:
         return
     option = f"--{name.replace('_', '-')}"

@@ -24,6 +24,7 @@ __all__ = [
     "pixel_range",
     "seed",
     "split_column",
+    "split_seed",
     "workers",
 ]
 
@@ -108,6 +109,11 @@ def workers() -> Any:
     """How many processes load."""
     shown = "default: one per core, at most 4; none where loading is a matter of seconds"
     return option(None, int, "processes that load images", shown=shown, least=0)
+
+
+def split_seed() -> Any:
+    """The number that the chance of the split begins with."""
+    return option(None, int, "decides which are held out", shown="default: --seed", least=0)
 
 
 def out() -> Any:

@@ -18,6 +18,7 @@ from topkloss.app.errors import InputError
 from topkloss.app.loading import loading
 from topkloss.app.options.option import refusals_of
 from topkloss.app.report.probabilities import check_losses, read_rows
+from topkloss.app.runs.cells import name_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +206,7 @@ def _read(
                 if row:
                     cells = [row[place].strip() if place < len(row) else "" for place in places]
                     losses.append(_number(path, reader.line_num, loss_column, cells[0]))
-                    labels += _named(path, reader.line_num, class_column, cells[1:])
+                    labels += map(name_of, _named(path, reader.line_num, class_column, cells[1:]))
                     parts += [] if of_part is None else [row[of_part].strip() if of_part < len(row) else ""]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(

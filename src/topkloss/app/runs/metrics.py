@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from topkloss.app.errors import InputError
 from topkloss.app.runs.files import replacing
+from topkloss.app.runs.held_out import HELD_OUT, HeldOut
 
 __all__ = [
+    "UNITS",
     "Bin",
     "ClassMetrics",
     "Evaluation",
     "Metric",
     "Numbers",
+    "Unit",
     "check_out_folder",
+    "check_score",
     "in_file",
-    "sampling_margin",
     "write_evaluation",
 ]
 
@@ -134,6 +137,7 @@ class Evaluation:
         seed: Of the drawing.
         unit: What was measured: "images" or "rows".
         numbers: Of a model of numbers each row, for the text and the picture; not written.
+        said: Of the run's own held-out examples what it says of each, written beside; None for others.
     """
 
     run: str
@@ -149,33 +153,66 @@ class Evaluation:
     seed: int
     unit: str = "images"
     numbers: Numbers | None = None
+    said: HeldOut | None = None
 
     def write(self, path: Path) -> None:
         """Writes it as JSON; what is undefined is null."""
         with replacing(path) as partial:
-            content = {in_file(name): value for name, value in asdict(replace(self, numbers=None)).items()}
-            del content["numbers"]
+            content = {in_file(name): value for name, value in asdict(replace(self, numbers=None, said=None)).items()}
+            del content["numbers"], content["said"]
             text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a difference in a score is written.
+
+    Attributes:
+        factor: By which it is multiplied.
+        words: What it then counts.
+        share: Whether an example is right or wrong, so that the score moves in steps.
+        smaller: Whether the score is the smaller the better.
+    """
+
+    factor: float
+    words: str
+    share: bool = False
+    smaller: bool = False
+
+
+# By which runs are judged; those of `OF_NUMBERS` where labels are numbers.
+UNITS: Mapping[str, Unit] = {
+    "accuracy": Unit(100, "points of accuracy", share=True),
+    "balanced-accuracy": Unit(100, "points of balanced accuracy", share=True),
+    "f1": Unit(100, "points of mean F1", share=True),
+    "auroc": Unit(100, "points of mean AUROC"),
+    "cross-entropy": Unit(1, "nats of cross-entropy", smaller=True),
+    "r2": Unit(1, "of R2"),
+    "absolute-error": Unit(1, "of mean absolute error", smaller=True),
+}
+OF_NUMBERS = ("r2", "absolute-error")
+
+
+def check_score(score: str | None, *, numbers: bool) -> None:
+    """Whether runs can be judged by a score.
+
+    Args:
+        score: Of the option; None where it was not given.
+        numbers: Whether the labels are numbers, not classes.
+
+    Raises:
+        InputError: If it is none, or one of other labels.
+    """
+    fit = [name for name in UNITS if (name in OF_NUMBERS) == numbers]
+    if score is not None and score not in fit:
+        what = "numbers" if numbers else "classes"
+        raise InputError(f"`--score` must be one of {', '.join(fit)} for {what}; got {score}. Pass --score {fit[0]}.")
 
 
 def in_file(name: str) -> str:
     """What a field is called in the files of a run, which hold the metrics as ``figures``."""
     return "figures" if name == "metrics" else name
-
-
-def sampling_margin(one: float, other: float, n: int) -> float:
-    r"""The difference between two accuracies on n images that the choice of images exceeds once in twenty times.
-
-    .. math:: 1.96 \sqrt{(p (1 - p) + q (1 - q)) / n}
-
-    the 95 % quantile of the normal approximation for two independent proportions p and q.
-
-    Example:
-        >>> round(sampling_margin(0.97, 0.97, 500), 3)
-        0.021
-    """
-    return 1.96 * math.sqrt((one * (1 - one) + other * (1 - other)) / n)
 
 
 def check_out_folder(out: Path) -> None:
@@ -195,7 +232,7 @@ def _unwritable(folder: Path, reason: str | None) -> InputError:
 
 
 def write_evaluation(evaluation: Evaluation, out: Path | None) -> Path:
-    """Writes ``evaluation.json``.
+    """Writes ``evaluation.json``, and ``held_out.csv`` into a run that has none.
 
     Args:
         evaluation: What to write.
@@ -211,6 +248,8 @@ def write_evaluation(evaluation: Evaluation, out: Path | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         evaluation.write(folder / "evaluation.json")
+        if evaluation.said is not None and out is None and not (folder / HELD_OUT).exists():
+            evaluation.said.write(folder)  # a run of an earlier version, or one that lost it
     except OSError as error:
         raise _unwritable(folder, error.strerror) from error
     return folder / "evaluation.json"

@@ -87,7 +87,8 @@ class Task:
         predict: See `Predict`.
         export: From the folder of a run to a file for other programs; returns what is printed.
         losses: From the folder of a run to the losses of its examples.
-        report: Runs side by side as text; drawn too, where there is a path for the picture.
+        report: Runs side by side as text, judged by a score (None: the task's own choice); drawn too, where there is a
+            path for the picture.
         loading: Options of ``evaluate`` and ``predict`` that its runs take, besides what every run takes.
         instead: Of options of other tasks, what to pass here; where nothing is said, they are to be left out.
     """
@@ -105,7 +106,7 @@ class Task:
     predict: Predict
     export: Callable[[Path, Path], str]
     losses: Callable[[Path], RunLosses]
-    report: Callable[[Sequence[Path], Path | None], str]
+    report: Callable[[Sequence[Path], Path | None, str | None], str]
     loading: frozenset[str] = frozenset()
     instead: Mapping[str, str] = field(default_factory=dict)
 

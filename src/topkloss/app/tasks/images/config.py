@@ -135,6 +135,7 @@ class TrainConfig:
         None, int, "stop after so many epochs without a lower held-out cross-entropy; keep the best", least=1
     )
     seed: int = shared.seed("split, initial weights, order and augmentation")
+    split_seed: int | None = shared.split_seed()
     device: str = shared.device()
     workers: int | None = shared.workers()
     skip_easy: bool = option(
@@ -154,6 +155,11 @@ class TrainConfig:
     def data_options(self) -> DataOptions:
         """How the data set is laid out."""
         return DataOptions(**{one.name: getattr(self, one.name) for one in fields(DataOptions)})
+
+    @property
+    def split(self) -> int:
+        """The seed that decides which images are held out."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def share(self) -> float:

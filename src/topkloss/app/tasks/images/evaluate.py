@@ -12,6 +12,7 @@ from topkloss.app.errors import InputError, shown
 from topkloss.app.runs.classification import RESAMPLES, measure
 from topkloss.app.runs.metrics import Evaluation, write_evaluation
 from topkloss.app.tasks.images.inference import outputs
+from topkloss.app.tasks.images.recording import held_out_of
 from topkloss.app.tasks.images.run import Run
 from topkloss.app.tasks.images.source import table_of
 
@@ -57,7 +58,8 @@ def evaluate(
                 f"Replace it or {table.listing.removal}."
             )
         rows.append(logits)
-    measures = measure(torch.stack(rows), torch.tensor([example.label for example in examples]), run.classes, seed=SEED)
+    logits = torch.stack(rows)
+    measures = measure(logits, torch.tensor([example.label for example in examples]), run.classes, seed=SEED)
     return Evaluation(
         run=str(run.folder),
         data=str(table.listing.source),
@@ -70,6 +72,7 @@ def evaluate(
         bins=measures.bins,
         resamples=RESAMPLES,
         seed=SEED,
+        said=held_out_of(table, places, logits) if csv is None else None,
     )
 
 
@@ -100,4 +103,4 @@ def _held_out(run: Run, images: str | Path | None) -> tuple[ImageTable, list[int
             f"{shown(table.listing.root)} must hold the images that {run.folder} was trained on; got files of other "
             "sizes, which it may have seen or not. Restore them, or pass --data with images that the run has not seen."
         )
-    return table, split(table, run.config.seed, run.config.held_out)[1]
+    return table, split(table, run.config.split, run.config.held_out)[1]

@@ -21,7 +21,7 @@ from torch import nn
 
 import topkloss
 from topkloss.app.data.dataset import ImageTable, split
-from topkloss.app.data.examples import imbalance
+from topkloss.app.data.examples import imbalance, too_uneven
 from topkloss.app.errors import DiskError, InputError, RunError, in_command
 from topkloss.app.options.devices import device_named
 from topkloss.app.options.workers import MOST, bearing
@@ -41,12 +41,12 @@ from topkloss.app.tasks.images.checkpoints import (
 )
 from topkloss.app.tasks.images.config import TrainConfig, checked
 from topkloss.app.tasks.images.criterion import create_criterion
-from topkloss.app.tasks.images.example_losses import write_losses
 from topkloss.app.tasks.images.loaders import loaders, processes
 from topkloss.app.tasks.images.models import check_takes, colours, create_model, load_weights, own_size
 from topkloss.app.tasks.images.module import ImageClassifier, Progress
 from topkloss.app.tasks.images.pace import Pace
-from topkloss.app.tasks.images.records import LOSSES, RunHeader, RunRecord
+from topkloss.app.tasks.images.recording import write_examples
+from topkloss.app.tasks.images.records import RunHeader, RunRecord
 from topkloss.app.tasks.images.resuming import asked_anew, check_length, check_same, nothing_to_resume
 from topkloss.app.tasks.images.source import table_of
 
@@ -54,6 +54,11 @@ __all__ = ["fit", "resume"]
 
 # 28 pixels, a little enlarged: a size that halves five times.
 DIGIT_SIZE = 32
+
+BLIND = (
+    "accuracy hardly sees the rare class: look at the mean recall, judge by `topkloss report --score "
+    "balanced-accuracy`, and consider --class-weights balanced"
+)
 
 # Of the images that were left out, so many are named.
 FEW = 3
@@ -142,7 +147,7 @@ def _prepare(config: TrainConfig, *, fresh: bool) -> Prepared:
     """Reads the data and makes the model; ``fresh``: with the weights that it begins from."""
     _check_machine(config)
     table = table_of(config)
-    train, held_out = split(table, config.seed, config.held_out)
+    train, held_out = split(table, config.split, config.held_out)
     _quiet()
     lightning.seed_everything(config.seed, verbose=False)
     model = create_model(config.model, len(table.classes), pretrained=config.pretrained and fresh)
@@ -198,8 +203,8 @@ def _trained(run: Prepared, folder: Path, progress: Progress, *, fresh: bool) ->
             if final is None:
                 raise DiskError(f"{folder} must have the checkpoint of its last epoch; got none. Train again.")
             write_weights(folder, final)
-            with disk(folder, LOSSES):
-                _write_losses(run, folder, final_weights(final))
+            with disk(folder, "what it says of the images"):
+                _write_examples(run, folder, final_weights(final))
             record = _record(run, progress)
             with disk(folder, "the metrics"):
                 record.write(folder)
@@ -222,14 +227,13 @@ def _record(run: Prepared, progress: Progress) -> RunRecord:
     )
 
 
-def _write_losses(run: Prepared, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+def _write_examples(run: Prepared, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """By the weights that the run ends with, of the images as they are, without augmentation."""
     config = run.header.config
     run.model.load_state_dict(weights)
     model = run.model.eval().to(device_named(config.device))
-    parts = {"train": run.train, "held_out": run.held_out}
     with bearing(config.workers or MOST, lambda: _how_to_go_on(folder, " --workers 0")):
-        write_losses(folder / LOSSES, config, run.table, parts, model)
+        write_examples(folder, config, run.table, train=run.train, held_out=run.held_out, model=model)
 
 
 def _train(run: Prepared, folder: Path, done: int) -> Progress:
@@ -332,8 +336,11 @@ def _summary(run: Prepared) -> str:
         first = "" if len(table.skipped) <= FEW else f"; the first {FEW}"
         lines += [f"left out {len(table.skipped)} of {listed} images{first}:", *table.skipped[:FEW]]
     counts = Counter(table.examples[index].label for index in run.train)
-    uneven = imbalance({name: counts[label] for label, name in enumerate(table.classes)})
-    return "\n".join([*lines, f"{len(run.train)} images to train on, {len(run.held_out)} held out; {uneven}"])
+    of_class = {name: counts[label] for label, name in enumerate(table.classes)}
+    lines.append(f"{len(run.train)} images to train on, {len(run.held_out)} held out; {imbalance(of_class)}")
+    if too_uneven(of_class) and run.header.config.class_weights == "none":
+        lines.append(BLIND)
+    return "\n".join(lines)
 
 
 def _sentence(error: InputError) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from topkloss.app.data.passed import counted_kinds, is_hidden, kind_of
 from topkloss.app.errors import InputError
+from topkloss.app.runs.cells import name_in
 from topkloss.app.runs.files import check_out, written
 from topkloss.app.tasks.images.inference import SUFFIXES, Item, outputs
 from topkloss.app.tasks.images.run import Run
@@ -168,6 +169,6 @@ def _predictions(run: Run, found: dict[Path, str], of_each: Iterator[Item]) -> I
 
 def _row(prediction: Prediction, classes: int) -> list[object]:
     if prediction.error:
-        return [prediction.path, "", "", prediction.error, *[""] * classes]
+        return [name_in(prediction.path), "", "", name_in(prediction.error), *[""] * classes]
     shown = [f"{probability:.7g}" for probability in prediction.probabilities]
-    return [prediction.path, prediction.label, f"{max(prediction.probabilities):.7g}", "", *shown]
+    return [name_in(prediction.path), name_in(prediction.label), f"{max(prediction.probabilities):.7g}", "", *shown]

@@ -26,7 +26,7 @@ __all__ = ["IMAGES"]
 def _check(config: TrainConfig, workers: int | None) -> Checked:
     with loading():
         from topkloss.app.tasks.images.check import check
-    return check(config.csv, config.data_options, seed=config.seed, workers=workers)
+    return check(config.csv, config.data_options, seed=config.split, workers=workers)
 
 
 def _fit(config: TrainConfig) -> str:
@@ -89,15 +89,19 @@ def _export(run: Path, out: Path) -> str:
     )
 
 
-def _report(runs: Sequence[Path], figure: Path | None) -> str:
+def _report(runs: Sequence[Path], figure: Path | None, score: str | None) -> str:
+    from topkloss.app.runs.held_out import HeldOut
+    from topkloss.app.runs.metrics import check_score
     from topkloss.app.tasks.images.text import table
 
+    check_score(score, numbers=False)
     records = [RunRecord.read(run) for run in runs]
+    held = [HeldOut.read(run, record.data["held_out"]) for run, record in zip(runs, records, strict=True)]
     if figure is not None:
         from topkloss.app.tasks.images.plot import draw
 
         draw(records, figure)
-    return table(records)
+    return table(records, held, score=score or "accuracy")
 
 
 def _losses(run: Path) -> RunLosses:
@@ -110,7 +114,7 @@ IMAGES = Task(
     detail="",
     data="images",
     config=TrainConfig,
-    layout=frozenset({"csv", "seed", *(one.name.replace("_", "-") for one in fields(DataOptions))}),
+    layout=frozenset({"csv", "seed", "split-seed", *(one.name.replace("_", "-") for one in fields(DataOptions))}),
     check=_check,
     fit=_fit,
     resume=_resume,

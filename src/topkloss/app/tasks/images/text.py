@@ -1,32 +1,55 @@
-"""Runs side by side, as text, and what their difference is worth."""
+"""Runs side by side, as text, and what their differences are worth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import fmean
 
 from topkloss.app.alignment import aligned
-from topkloss.app.runs.metrics import sampling_margin
+from topkloss.app.data.examples import too_uneven
+from topkloss.app.errors import shown
+from topkloss.app.report.arms import Arm, Trial, arms_of, mean_and_range, variance_of_share
+from topkloss.app.runs.held_out import HeldOut
+from topkloss.app.tasks.images.config import FREE
 from topkloss.app.tasks.images.records import RunRecord
 
-__all__ = ["classes", "names", "table"]
+__all__ = ["classes", "groups", "table"]
+
+# What may differ between the runs of a group.
+OWN = {*FREE, "seed", "split_seed", "out"}
 
 
-def table(records: Sequence[RunRecord]) -> str:
-    """A column per run: accuracy, cross-entropy and the recall of each class on the held-out images, and the cost."""
+def table(records: Sequence[RunRecord], held: Sequence[HeldOut | None] = (), *, score: str = "accuracy") -> str:
+    """A column for each way of training: what was measured on the held-out images, the cost, and what may be concluded.
+
+    Runs that differ in their seeds only share a column, which has their mean and, in brackets, the least and the most.
+
+    Args:
+        records: Of the runs.
+        held: What they say of each held-out image; None of one that did not record it.
+        score: By which they are judged; see `topkloss.app.runs.scores.contributions`.
+    """
+    arms = groups(records, held)
+    of_arm = [[records[place] for place in arm.places] for arm in arms]
     rows = [
-        ("", names(records)),
-        ("accuracy, %", [_percent(record.last.accuracy) for record in records]),
-        ("mean recall, %", [_percent(_mean(record.recall)) for record in records]),
+        ("", [arm.name for arm in arms]),
+        *([("seeds", [str(len(arm.trials)) for arm in arms])] if any(len(arm.trials) > 1 for arm in arms) else []),
+        ("accuracy, %", [_percent([record.last.accuracy for record in runs]) for runs in of_arm]),
+        ("mean recall, %", [_percent([_mean(record.recall) for record in runs]) for runs in of_arm]),
         *(
-            (f"recall of {label}, %", [_percent(record.recall.get(label)) for record in records])
+            (f"recall of {label}, %", [_percent([record.recall.get(label) for record in runs]) for runs in of_arm])
             for label in classes(records)
         ),
-        ("cross-entropy, nats", [f"{record.last.cross_entropy:.4f}" for record in records]),
-        ("epochs", [str(len(record.epochs)) for record in records]),
-        ("seconds", [f"{record.seconds:.0f}" for record in records]),
+        (
+            "cross-entropy, nats",
+            [mean_and_range([record.last.cross_entropy for record in runs], ".4f") for runs in of_arm],
+        ),
+        ("epochs", [mean_and_range([len(record.epochs) for record in runs], "g") for runs in of_arm]),
+        ("seconds", [mean_and_range([record.seconds for record in runs], ".0f") for runs in of_arm]),
     ]
     lines = aligned([[title, *cells] for title, cells in rows])
-    return "\n".join([*lines, "", _worth(records)])
+    return "\n".join([*lines, "", *_worth(arms, score)])
 
 
 def classes(records: Sequence[RunRecord]) -> list[str]:
@@ -34,32 +57,63 @@ def classes(records: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(label for record in records for label in record.recall))
 
 
-def names(records: Sequence[RunRecord]) -> list[str]:
-    """What a reader calls the runs: by their losses, or by their folders where two have the same loss."""
-    losses = [record.config.called for record in records]
-    return losses if len(set(losses)) == len(losses) else [str(record.config.folder) for record in records]
+def groups(records: Sequence[RunRecord], held: Sequence[HeldOut | None] = ()) -> list[Arm]:
+    """The ways of training, each with its runs."""
+    known = held or [None] * len(records)
+    return arms_of([_trial(record, one) for record, one in zip(records, known, strict=True)])
 
 
-def _worth(records: Sequence[RunRecord]) -> str:
-    """What may be concluded."""
-    measured = records[0].data["held_out"]
-    if len({record.data["measured"] for record in records}) > 1:
-        return "These runs were not measured on the same images (other data or split): their figures do not compare."
-    if len(records) == 1:
-        return f"Measured on {measured} held-out images, with one seed."
-    accuracies = [record.last.accuracy for record in records]
-    points = 100 * sampling_margin(min(accuracies), max(accuracies), measured)
-    difference = 100 * (max(accuracies) - min(accuracies))
-    verdict = "no more than" if difference <= points else "more than"
-    return (
-        f"Measured on {measured} held-out images, with one seed each: accuracies differ by {difference:.1f} points, "
-        f"{verdict}\nthe {points:.1f} that the choice of held-out images explains by chance. Another seed moves both: "
-        "one run of each is no proof."
+def _trial(record: RunRecord, held: HeldOut | None) -> Trial:
+    config, data = record.config, record.data
+    options = {name.replace("_", "-"): value for name, value in asdict(config).items() if name not in OWN}
+    options |= {"data": data["digest"], "images": data.get("images"), "processes": record.processes}
+    accuracy, n = record.last.accuracy, data["held_out"]
+    values = {"accuracy": (accuracy, variance_of_share(accuracy, n))}
+    seen = {label: count for label, count in record.support.items() if count and label in record.recall}
+    if seen:
+        each = {label: variance_of_share(record.recall[label], count) for label, count in seen.items()}
+        mean = fmean(record.recall[label] for label in seen)
+        values["balanced-accuracy"] = (mean, sum(each.values()) / len(seen) ** 2)
+    return Trial(
+        folder=shown(config.folder),
+        called=config.called,
+        options={name: tuple(value) if isinstance(value, list) else value for name, value in options.items()},
+        seeds=(config.split, config.seed),
+        train=data["train"],
+        held_out=n,
+        measured=data["measured"],
+        classes=frozenset(record.recall),
+        values=values,
+        support=record.support,
+        held=held,
     )
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _worth(arms: Sequence[Arm], score: str) -> list[str]:
+    """What may be concluded."""
+    lines = [sentence for arm in arms for sentence in arm.copies]
+    first = arms[0].trials[0]
+    if len(arms) == 1:
+        count, same = len(arms[0].trials), len({trial.measured for trial in arms[0].trials}) == 1
+        seeds = "one seed" if count == 1 else f"{count} seeds" if same else f"{count} seeds and other images for each"
+        lines.append(f"Measured on {first.held_out} held-out images, with {seeds}.")
+    else:
+        from topkloss.app.report.verdicts import verdicts
+
+        lines += verdicts(arms, [score], "images")
+        if all(len(arm.trials) == 1 for arm in arms):
+            lines.append("Another seed moves every run: one run of each is no proof.")
+    if score == "accuracy" and any(too_uneven(arm.trials[0].support) for arm in arms):
+        lines.append(
+            "One class has more than 10 times the images of another: accuracy hardly sees the rare one. Pass --score "
+            "balanced-accuracy,\nand try `topkloss train --class-weights balanced`."
+        )
+    return lines
+
+
+def _percent(values: Sequence[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    return mean_and_range(known, ".1f") if known else "-"
 
 
 def _mean(recall: dict[str, float]) -> float:

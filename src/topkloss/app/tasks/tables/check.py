@@ -64,7 +64,7 @@ def check_table(config: TableConfig) -> TableCheck:
         data = read_data(config, refuse=problems.append)
         if not problems:
             encoding = Encoding.of(data.rows, data.train, data.kinds, config)
-            found = (summary(data, encoding), *_classes(data), *_copies(data))
+            found = (summary(data, encoding, config.score), *_classes(data), *_copies(data))
     except InputError as error:
         if str(error).startswith("`--"):
             raise

@@ -85,12 +85,18 @@ class TableConfig:
     )
     class_weights: Literal["none", "balanced"] = shared.class_weights("rows")
     seed: int = shared.seed("the split and the folds")
+    split_seed: int | None = shared.split_seed()
     out: str | None = shared.out()
 
     def __post_init__(self) -> None:
         for one in fields(self):
             if one.metadata["many"] and (several := getattr(self, one.name)) is not None:
                 object.__setattr__(self, one.name, tuple(several))
+
+    @property
+    def split(self) -> int:
+        """The seed that decides which rows are held out."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def folder(self) -> Path:

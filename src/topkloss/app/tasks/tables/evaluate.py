@@ -8,11 +8,13 @@ from pathlib import Path
 
 from topkloss.app.errors import InputError, shown
 from topkloss.app.runs.classification import RESAMPLES
+from topkloss.app.runs.held_out import MODEL, PLAIN
 from topkloss.app.runs.metrics import Evaluation, Numbers
 from topkloss.app.tasks.tables.columns import Floats, Table
 from topkloss.app.tasks.tables.encoding import Encoding
 from topkloss.app.tasks.tables.measure import measure_rows
 from topkloss.app.tasks.tables.model import Linear, load_models
+from topkloss.app.tasks.tables.recording import held_out_of
 from topkloss.app.tasks.tables.records import TableRecord
 from topkloss.app.tasks.tables.source import Data, read_data, read_labelled
 
@@ -95,6 +97,7 @@ def evaluate_table(run: TableRun, *, csv: str | Path | None = None, images: str 
         numbers=None
         if run.model.classes
         else _numbers(run, table, [rows.lines[at] for at in places], features, labels),
+        said=held_out_of(data, features, {MODEL: run.model, PLAIN: run.plain}) if csv is None else None,
     )
 
 

@@ -19,15 +19,18 @@ import numpy as np
 import torch
 
 import topkloss
-from topkloss.app.data.examples import imbalance
+from topkloss.app.data.examples import imbalance, too_uneven
 from topkloss.app.errors import InputError, shown
 from topkloss.app.options.option import known
+from topkloss.app.runs.cells import name_in
 from topkloss.app.runs.files import check_new
+from topkloss.app.runs.held_out import MODEL, PLAIN
 from topkloss.app.tasks.tables.columns import Floats
 from topkloss.app.tasks.tables.config import TableConfig, checked
 from topkloss.app.tasks.tables.encoding import Encoding
-from topkloss.app.tasks.tables.measure import gains, measure_rows
+from topkloss.app.tasks.tables.measure import gains, judged_by, measure_rows
 from topkloss.app.tasks.tables.model import Linear, write_models
+from topkloss.app.tasks.tables.recording import held_out_of
 from topkloss.app.tasks.tables.records import LOSSES, ModelRecord, TableRecord
 from topkloss.app.tasks.tables.search import Fitted, Training, search
 from topkloss.app.tasks.tables.source import Data, read_data
@@ -54,7 +57,7 @@ def fit_table(config: TableConfig) -> TableRecord:
     with _whole(config.folder) as partial:
         data = read_data(config)
         encoding = Encoding.of(data.rows, data.train, data.kinds, config)
-        print(summary(data, encoding), flush=True)
+        print(summary(data, encoding, config.score), flush=True)
         training, began = _training(data, encoding), time.monotonic()
         fitted = search(training, config, known(config.fractions, "fractions"), drop=config.drop_fraction)
         if fitted.fraction == 1 and config.drop_fraction is None:
@@ -64,7 +67,8 @@ def fit_table(config: TableConfig) -> TableRecord:
         seconds = time.monotonic() - began
         model, average = (Linear.of(one.model, config, data.classes) for one in (fitted, plain))
         features, labels = encoding.encode(data.rows, data.held_out), data.labels[data.held_out]
-        difference, chance = gains(model, average, features, labels, config.score or "")
+        judged = judged_by(known(config.score, "score"), labels)
+        difference, chance = gains(model, average, features, labels, judged)
         record = TableRecord(
             replace(config, csv=os.path.abspath(data.table.source)),
             {"python": platform.python_version(), "topkloss": topkloss.__version__}
@@ -75,20 +79,27 @@ def fit_table(config: TableConfig) -> TableRecord:
             difference,
             chance,
             seconds,
+            judged,
         )
         write_models(partial, encoding, model, average)
         _write_losses(partial / LOSSES, data, training, features, (model, average), record)
+        held_out_of(data, features, {MODEL: model, PLAIN: average}).write(partial)
         record.write(partial)
     return record
 
 
-def summary(data: Data, encoding: Encoding) -> str:
+def summary(data: Data, encoding: Encoding, score: str | None) -> str:
     """How many rows there are, how uneven the classes, what becomes of the columns."""
     lines = [f"{len(data.train)} rows to train on, {len(data.held_out)} held out"]
     if data.classes:
         counts = np.bincount(data.labels[data.train].astype(np.intp), minlength=len(data.classes)).tolist()
-        classes = imbalance(dict(zip(data.classes, counts, strict=True))).replace("images", "rows")
-        lines[0] += f"; {classes}"
+        of_class = dict(zip(data.classes, counts, strict=True))
+        lines[0] += f"; {imbalance(of_class).replace('images', 'rows')}"
+        if too_uneven(of_class) and score == "accuracy":
+            lines.append(
+                "accuracy, which is chosen by, hardly sees the rare class: consider --score balanced-accuracy "
+                "--class-weights balanced"
+            )
     kinds = encoding.kinds
     lines.append(
         f"{len(encoding.features)} features: {len(kinds.numbers)} columns of numbers, {len(kinds.words)} of words"
@@ -232,7 +243,8 @@ def _write_losses(
         columns = zip(places, parts, predicted, losses.sum(1), shares, plain, strict=True)
         for index, part, prediction, loss, share, other in columns:
             row = data.rows
-            writer.writerow([row.lines[index], part, row.labels[index], prediction, f"{loss:.7g}", share, other])
+            said = [name_in(one) for one in (row.labels[index], prediction, other)]
+            writer.writerow([row.lines[index], part, *said[:2], f"{loss:.7g}", share, said[2]])
 
 
 def _selected(losses: Floats, mass: Floats, record: ModelRecord) -> Floats:

@@ -13,7 +13,7 @@ from topkloss.app.runs.metrics import Bin, ClassMetrics, Metric
 from topkloss.app.tasks.tables.columns import Floats
 from topkloss.app.tasks.tables.model import Linear
 
-__all__ = ["Metrics", "gains", "measure_rows"]
+__all__ = ["Metrics", "gains", "judged_by", "measure_rows"]
 
 # Resamples x rows at a time: 32 MB.
 AT_ONCE = 4_000_000
@@ -60,17 +60,25 @@ def measure_rows(
     return Metrics(metrics, classes, found.confusion)
 
 
+def judged_by(score: str, labels: Floats) -> str:
+    """The score that a model was chosen by; where labels are all the same there is no R2, but an absolute error."""
+    return "absolute-error" if score == "r2" and labels.var() == 0 else score
+
+
 def gains(model: Linear, plain: Linear, features: Floats, labels: Floats, score: str) -> tuple[float, float]:
     r"""What a model gains on another on the same rows, and as much of it as the choice of the rows explains.
 
     The gain of a row is 1, 0 or -1 by which of the two is right; under the score "cross-entropy" it is by how much its
-    cross-entropy is smaller, of numbers by how much its absolute error is. The first number is the mean g, under
-    "balanced-accuracy" that of the classes' means; the second is twice its standard error,
+    cross-entropy is smaller, under "absolute-error" by how much its absolute error is, under "r2" by how much its
+    squared error is, over the variance of the labels. The first number is the mean g, under "balanced-accuracy" that of
+    the classes' means; the second is twice its standard error,
 
     .. math:: 1.96 \sqrt{\mathrm{var} / n}, \qquad 1.96 \sqrt{\textstyle\sum_c \mathrm{var}_c / n_c} / C
     """
     if not model.classes:
-        each = np.abs(plain.numbers(features) - labels) - np.abs(model.numbers(features) - labels)
+        errors = [one.numbers(features) - labels for one in (plain, model)]
+        powers = [error**2 if score == "r2" else np.abs(error) for error in errors]
+        each = (powers[0] - powers[1]) / (labels.var() if score == "r2" else 1.0)
     elif score == "cross-entropy":
         own = labels.astype(np.intp), np.arange(len(labels))
         costs = [-one.logits(features).log_softmax(1).numpy()[own[1], own[0]] for one in (model, plain)]

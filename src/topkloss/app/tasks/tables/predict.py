@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from topkloss.app.errors import InputError, shown, stop
+from topkloss.app.runs.cells import name_in
 from topkloss.app.runs.files import check_out, written
 from topkloss.app.tasks.tables.columns import Floats, open_table, read_rows
 from topkloss.app.tasks.tables.evaluate import TableRun
@@ -77,7 +78,7 @@ def write_table_predictions(run: TableRun, tables: Sequence[str | Path], out: st
         writer = csv.writer(file)
         writer.writerow([opened.unit, *head])
         for line in sorted({*good, *bad}):
-            blank = ["" if name != "error" else bad.get(line, "") for name in head]
+            blank = ["" if name != "error" else name_in(bad.get(line, "")) for name in head]
             writer.writerow([line, *good.get(line, blank)])
     return Written(len(good) + len(bad), len(bad), run.encoding.unknown(rows), run.encoding.missing(rows))
 
@@ -87,9 +88,9 @@ def _predicted(run: TableRun, features: Floats) -> list[list[str]]:
     model = run.model
     predicted = model.predicted(features)
     if not model.has_probabilities:
-        return [[one, ""] for one in predicted]
+        return [[name_in(one), ""] for one in predicted]
     return [
-        [label, f"{max(chances):.7g}", "", *(f"{chance:.7g}" for chance in chances)]
+        [name_in(label), f"{max(chances):.7g}", "", *(f"{chance:.7g}" for chance in chances)]
         for label, chances in zip(predicted, model.logits(features).softmax(1).tolist(), strict=True)
     ]
 

@@ -67,10 +67,11 @@ class TableRecord:
             trained on, `train`, and held out, `held_out`; `classes`; numbers of `features` and of columns.
         model: The one that was chosen.
         plain: The plain average, its C chosen likewise.
-        difference: What the model gains on the average on the held-out rows: in accuracy, or in what was chosen by; of
-            numbers in the mean absolute error.
+        difference: What the model gains on the average on the held-out rows, in the score `judged`.
         chance: As much of it the choice of the held-out rows explains.
         seconds: Of the choice and the fits.
+        judged: The score that was chosen by. (Runs of earlier versions chose by R2 and judged by the absolute error, as
+            does one whose held-out labels are all the same, which have no R2.)
     """
 
     config: TableConfig
@@ -81,6 +82,7 @@ class TableRecord:
     difference: float
     chance: float
     seconds: float
+    judged: str
 
     def write(self, folder: Path) -> None:
         """Writes ``config.yaml`` and ``metrics.json``."""
@@ -96,7 +98,7 @@ class TableRecord:
             name: {in_file(key): value for key, value in asdict(getattr(self, name)).items()}
             for name in ("model", "plain")
         }
-        metrics |= {name: getattr(self, name) for name in ("difference", "chance", "seconds")}
+        metrics |= {name: getattr(self, name) for name in ("difference", "chance", "seconds", "judged")}
         with replacing(folder / "metrics.json") as partial:
             partial.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -118,9 +120,11 @@ class TableRecord:
             data = recorded["data"]
             if not all(isinstance(data[name], str) for name in ("digest", "measured")):
                 raise ValueError("no digests of the data")
-            numbers = [float(metrics[name]) for name in ("difference", "chance", "seconds")]
+            difference, chance, seconds = (float(metrics[name]) for name in ("difference", "chance", "seconds"))
             model, plain = _model(metrics["model"]), _model(metrics["plain"])
-            return cls(config, recorded["versions"], data, model, plain, *numbers)
+            before = "absolute-error" if config.score == "r2" else str(config.score)
+            judged = str(metrics.get("judged", before))
+            return cls(config, recorded["versions"], data, model, plain, difference, chance, seconds, judged)
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:

@@ -71,7 +71,7 @@ def read_data(config: TableConfig, *, refuse: Refuse = stop, kinds: Kinds | None
     if classes:
         place = {name: number for number, name in enumerate(classes)}
         codes = [place[label] for label in rows.labels]
-    train, held_out = split_rows(codes, rows.groups, rows.parts, classes or ("",), config.seed, config.held_out)
+    train, held_out = split_rows(codes, rows.groups, rows.parts, classes or ("",), config.split, config.held_out)
     return Data(table, found, rows, classes, train, held_out)
 
 

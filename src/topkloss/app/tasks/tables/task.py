@@ -65,16 +65,21 @@ def _export(run: Path, out: Path) -> str:
     )
 
 
-def _report(runs: Sequence[Path], figure: Path | None) -> str:
+def _report(runs: Sequence[Path], figure: Path | None, score: str | None) -> str:
+    from topkloss.app.runs.held_out import HeldOut
+    from topkloss.app.runs.metrics import check_score
     from topkloss.app.tasks.tables.records import TableRecord
     from topkloss.app.tasks.tables.text import hardest, rows_table
 
+    records = [TableRecord.read(run) for run in runs]
+    held = [HeldOut.read(run, record.data["held_out"]) for run, record in zip(runs, records, strict=True)]
+    for record in records:
+        check_score(score, numbers=not record.data["classes"])
     if figure is not None:
         from topkloss.app.tasks.tables.plot import draw_rows
 
         draw_rows(runs, figure)
-    records, hard = [TableRecord.read(run) for run in runs], [hardest(run) for run in runs]
-    return "\n\n".join([rows_table(records), *hard])
+    return "\n\n".join([rows_table(records, held, score=score), *map(hardest, runs)])
 
 
 def _losses(run: Path) -> RunLosses:
@@ -98,7 +103,7 @@ TABLES = Task(
     data="tables",
     config=TableConfig,
     layout=frozenset(
-        {"csv", "seed", "label-column", "weight-column", "split-column", "group-by", "held-out"}
+        {"csv", "seed", "split-seed", "label-column", "weight-column", "split-column", "group-by", "held-out"}
         | {"ignore", "categorical", "missing", "max-categories"}
     ),
     check=_check,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from topkloss.app.alignment import aligned
 from topkloss.app.errors import InputError, shown
+from topkloss.app.report.arms import Arm, Trial, arms_of, mean_and_range, variance_of_share
 from topkloss.app.report.inspection import Inspection, inspect
-from topkloss.app.runs.metrics import Numbers, sampling_margin
+from topkloss.app.runs.cells import name_of
+from topkloss.app.runs.held_out import HeldOut
+from topkloss.app.runs.metrics import Numbers
 from topkloss.app.tasks.tables.records import LOSSES, ModelRecord, TableRecord
 
 __all__ = ["hardest", "losses_of", "numbers_of", "rows_table"]
@@ -30,31 +34,77 @@ GAINS = {
     "accuracy": (100.0, "points of accuracy"),
     "balanced-accuracy": (100.0, "points of balanced accuracy"),
     "cross-entropy": (1.0, "nats of cross-entropy"),
-    "r2": (1.0, "of mean absolute error"),
+    "r2": (1.0, "of R2"),
     "absolute-error": (1.0, "of mean absolute error"),
 }
 HARDEST = 5
+
+# What may differ between the runs of a group.
+OWN = {"csv", "seed", "split_seed", "out"}
 
 # The relative error of the weights that the estimators ask of their solver.
 ASKED = 1e-4
 MOST_CLASSES = 30
 
 
-def rows_table(records: Sequence[TableRecord]) -> str:
-    """A column for each model, that of a run and the plain average beside it; then what their difference is worth."""
-    columns = [(record, model) for record in records for model in _models(record)]
-    classes = list(dict.fromkeys(name for _, model in columns for name in model.recall))[:MOST_CLASSES]
-    rows = [("", _names(records, several=len(records) > 1))]
+def rows_table(records: Sequence[TableRecord], held: Sequence[HeldOut | None] = (), *, score: str | None = None) -> str:
+    """A column for each model, that of a run and the plain average beside it; then what their differences are worth.
+
+    Runs that differ in their seeds only share their columns, with the mean and, in brackets, the least and the most.
+
+    Args:
+        records: Of the runs.
+        held: What they say of each held-out row; None of one that did not record it.
+        score: By which runs are judged; default: what each was chosen by.
+    """
+    known = held or [None] * len(records)
+    arms = arms_of([_trial(record, one) for record, one in zip(records, known, strict=True)])
+    columns = [column for arm in arms for column in _columns(arm, records, several=len(arms) > 1)]
+    classes = list(dict.fromkeys(name for _, models in columns for name in models[0].recall))[:MOST_CLASSES]
+    rows = [("", [name for name, _ in columns])]
+    if any(len(models) > 1 for _, models in columns):
+        rows.append(("seeds", [str(len(models)) for _, models in columns]))
     for name, (title, share) in METRICS.items():
-        if any(name in model.metrics for _, model in columns):
-            rows.append((title, [_shown(model.metrics.get(name), share) for _, model in columns]))
-    rows += [(f"recall of {shown(one)}, %", [_shown(m.recall.get(one), True) for _, m in columns]) for one in classes]
+        if any(name in models[0].metrics for _, models in columns):
+            rows.append((title, [_several([one.metrics.get(name) for one in models], share) for _, models in columns]))
+    for label in classes:
+        cells = [_several([one.recall.get(label) for one in models], True) for _, models in columns]
+        rows.append((f"recall of {shown(label)}, %", cells))
     rows += [
-        ("C", [f"{model.C:g}" for _, model in columns]),
-        ("weights proved within, %", [_error(model) for _, model in columns]),
+        ("C", [mean_and_range([one.C for one in models], "g") for _, models in columns]),
+        ("weights proved within, %", [_worst(models) for _, models in columns]),
     ]
     lines = aligned([[title, *cells] for title, cells in rows])
-    return "\n".join([*lines, "", *_verdicts(records)])
+    return "\n".join([*lines, "", *_verdicts(records, arms, score)])
+
+
+def _columns(arm: Arm, records: Sequence[TableRecord], *, several: bool) -> list[tuple[str, list[ModelRecord]]]:
+    """The plain average and, where another was chosen, the model: of each seed one."""
+    runs = [records[place] for place in arm.places]
+    head = f"{arm.name}: " if several else ""
+    if len(runs) == 1:
+        return [(f"{head}{model.called}", [model]) for model in _models(runs[0])]
+    plain, chosen = [run.plain for run in runs], [run.model for run in runs]
+    return [(f"{head}average", plain), *([(f"{head}chosen", chosen)] if chosen != plain else [])]
+
+
+def _trial(record: TableRecord, held: HeldOut | None) -> Trial:
+    config, n = record.config, record.data["held_out"]
+    options = {name.replace("_", "-"): value for name, value in asdict(config).items() if name not in OWN}
+    accuracy = record.model.metrics.get("accuracy")
+    return Trial(
+        folder=shown(config.folder),
+        called="",
+        options={**options, "data": record.data["digest"]},
+        seeds=(config.split, config.seed),
+        train=record.data["train"],
+        held_out=n,
+        measured=record.data["measured"],
+        classes=frozenset(record.data["classes"]),
+        values={} if accuracy is None else {"accuracy": (accuracy, variance_of_share(accuracy, n))},
+        support={},
+        held=held,
+    )
 
 
 def hardest(folder: Path) -> str:
@@ -111,6 +161,8 @@ def _held_out(path: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
             reader = csv.DictReader(file)
             unit = (reader.fieldnames or ["line"])[0]
             rows = [row for row in reader if row["part"] == "held_out"]
+        for row in rows:
+            row |= {name: name_of(row[name]) for name in ("label", "prediction", "plain_average")}
         if not rows:
             raise ValueError("no held-out row")
         yield unit, rows
@@ -134,6 +186,17 @@ def _models(record: TableRecord) -> list[ModelRecord]:
     return [record.plain] if record.model.called == "average" else [record.plain, record.model]
 
 
+def _worst(models: Sequence[ModelRecord]) -> str:
+    """The largest of the bounds that are proved."""
+    proved = [model for model in models if model.error is not None and not model.is_zero]
+    return _error(max(proved, key=lambda model: model.error or 0.0) if proved else models[0])
+
+
+def _several(values: Sequence[float | None], share: bool) -> str:
+    known = [(100 if share else 1) * value for value in values if value is not None]
+    return mean_and_range(known, ".1f" if share else ".4g") if known else "-"
+
+
 def _names(records: Sequence[TableRecord], *, several: bool) -> list[str]:
     """The names of the models; with several runs, each with the folder of its run."""
     return [
@@ -143,21 +206,27 @@ def _names(records: Sequence[TableRecord], *, several: bool) -> list[str]:
     ]
 
 
-def _verdicts(records: Sequence[TableRecord]) -> list[str]:
-    lines = [line for record in records for line in _verdict(record, len(records) > 1)]
-    if len(records) > 1 and len({record.data["measured"] for record in records}) > 1:
-        return [*lines, "Runs on other rows (another table or split): their figures do not compare."]
-    accuracies = [record.model.metrics.get("accuracy") for record in records]
-    known = [accuracy for accuracy in accuracies if accuracy is not None]
-    if len(records) > 1 and len(known) == len(records):
-        n = records[0].data["held_out"]
-        points, difference = 100 * sampling_margin(min(known), max(known), n), 100 * (max(known) - min(known))
-        said = "no more than" if difference <= points else "more than"
-        lines.append(
-            f"Between the runs accuracies differ by {difference:.1f} points, {said} the {points:.1f} that the choice "
-            f"of {n} held-out rows\nexplains by chance."
-        )
-    return lines
+def _verdicts(records: Sequence[TableRecord], arms: Sequence[Arm], score: str | None) -> list[str]:
+    lines = [sentence for arm in arms for sentence in arm.copies]
+    for arm in arms:
+        runs = [records[place] for place in arm.places]
+        if len(runs) == 1:
+            lines += _verdict(runs[0], len(arms) > 1)
+        else:
+            from topkloss.app.report.verdicts import against_average
+
+            lines += [*against_average(arm, score or runs[0].judged, "rows"), ""]
+    kinds = {bool(record.data["classes"]) for record in records}
+    if len(kinds) > 1:
+        return [*lines, "Classes and numbers have no score in common: their figures do not compare."]
+    if len(arms) > 1:
+        scores = [score] if score else list(dict.fromkeys(record.judged for record in records))
+        from topkloss.app.report.verdicts import verdicts
+
+        lines += ["", *verdicts(arms, scores, "rows")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return [line for place, line in enumerate(lines) if line or (place and lines[place - 1])]
 
 
 def _verdict(record: TableRecord, several: bool) -> list[str]:
@@ -169,7 +238,7 @@ def _verdict(record: TableRecord, several: bool) -> list[str]:
         tried = "" if model.tried < 2 else f", by cross-validation the best of {model.tried} choices"
         lines.append(f"{run}The model is the plain average, C {model.C:g}{tried}: nothing was mined.")
     else:
-        factor, unit = GAINS[record.config.score or "accuracy"]
+        factor, unit = GAINS[record.judged]
         gain, points = factor * record.difference, factor * record.chance
         said = "no more than" if abs(gain) <= points else "more than"
         compared = f"{_rounded(abs(gain))} {unit} {'better' if gain > 0 else 'worse'} than"
@@ -202,9 +271,3 @@ def _rounded(value: float) -> str:
 def _error(model: ModelRecord) -> str:
     """The bound that the duality gap proves."""
     return "all 0" if model.error is None or model.is_zero else f"{100 * model.error:.1g}"
-
-
-def _shown(value: float | None, share: bool) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f}" if share else f"{value:.4g}"
