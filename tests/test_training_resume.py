@@ -367,5 +367,5 @@ def test_a_checkpoint_is_replaced_whole(config: TrainConfig, monkeypatch: pytest
     text = " ".join(calls)
     assert re.findall(r"(sync )?rename (\S+)", text) == [
         ("sync ", name)
-        for name in ("config.yaml", "last.ckpt", "metrics.csv", "model.safetensors", "config.yaml", "metrics.csv")
-    ] + [("sync ", "metrics.json")]
+        for name in ("config.yaml", "last.ckpt", "metrics.csv", "model.safetensors", "held_out.csv", "config.yaml")
+    ] + [("sync ", "metrics.csv"), ("sync ", "metrics.json")]
