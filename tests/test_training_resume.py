@@ -517,6 +517,7 @@ def test_a_checkpoint_is_replaced_whole(config: TrainConfig, monkeypatch: pytest
             "metrics.csv",
             "model.safetensors",
             "losses.csv",
+            "held_out.csv",
             "config.yaml",
             "metrics.csv",
         )

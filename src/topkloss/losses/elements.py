@@ -59,6 +59,7 @@ class Elements(NamedTuple):
 
     def own_classes(self) -> Tensor:
         """For each element the number of its class."""
+        check_tensors(self.losses, mask=None, sample_weight=None)
         classes = self.classes
         if classes is None or classes.shape != self.losses.shape or classes.is_floating_point():
             got = "no classes" if classes is None else f"{classes.dtype} of shape {tuple(classes.shape)}"
