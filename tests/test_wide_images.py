@@ -179,7 +179,11 @@ def test_8_bits_have_a_range_that_they_can_reach(tmp_path: Path) -> None:
         read_header(tmp_path / "image.png", (0.0, 4095.0))
 
 
-@pytest.mark.parametrize("write", [tiff(3), tiff(3, order=">"), tiff(4, photometric=5), jpeg2000(16, 3), ppm], ids=str)
+@pytest.mark.parametrize(
+    "write",
+    [tiff(3), tiff(3, order=">"), tiff(4, photometric=5), jpeg2000(16, 3), ppm],
+    ids=["TIFF", "TIFF, big-endian", "TIFF, CMYK", "JPEG 2000", "PPM"],
+)
 def test_what_no_decoder_reads_whole_is_refused_too(write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path / "image")
     with pytest.raises(BadImage, match=r"must be a PNG, or a gray TIFF or JPEG 2000; got .* with 16 bits per channel"):
