@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -248,6 +249,7 @@ class Holding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.CrossEntropyLoss(reduction="none", ignore_index=255)
+        self.other = nn.NLLLoss(ignore_index=254)  # so it is not known which holds
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses: Tensor = self.inner(outputs, targets)
@@ -582,3 +584,94 @@ def test_an_ignored_value_that_may_be_a_channel_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`ignore_index` of the loss must be no channel.*got 1.*`mask`"):
         AverageTopKLoss(Channels(), fraction=1)(torch.zeros(2, 3), torch.ones(2, 3))
     assert AverageTopKLoss(Channels(), fraction=1)(torch.ones(3), torch.tensor([1.0, 0.0, 3.0])) == -0.5
+
+
+# What a loss holds
+
+
+class Held(nn.Module):
+    """A module around another loss, as that of many code bases."""
+
+    def __init__(self, loss: Any, shift: int = 0) -> None:
+        super().__init__()
+        self.loss, self.shift = loss, shift
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(outputs, targets + self.shift)  # type: ignore[no-any-return]
+
+
+GLOBAL = nn.CrossEntropyLoss(reduction="none", ignore_index=0)
+
+
+def calls_a_global(outputs: Tensor, targets: Tensor) -> Tensor:
+    return GLOBAL(outputs, targets)  # type: ignore[no-any-return]
+
+
+class Object:
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(outputs, targets)  # type: ignore[no-any-return]
+
+
+def around(loss: Any) -> dict[str, Any]:
+    """What calls a loss, and shows that it does."""
+
+    def inner(outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(outputs, targets)  # type: ignore[no-any-return]
+
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch.jit
+        scripted = torch.jit.script(loss)
+    return {
+        "lambda": lambda outputs, targets: loss(outputs, targets),
+        "function in a function": lambda outputs, targets: inner(outputs, targets),
+        "module": Held(Held(loss)),
+        "method": Held(loss).__call__,
+        "parallel": nn.DataParallel(loss),
+        "object": Object(loss),
+        "partial": functools.partial(lambda own, outputs, targets: own(outputs, targets), loss),
+        "scripted": scripted,
+    }
+
+
+AROUND = list(around(GLOBAL))
+
+
+@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize("ignored", [0, 255])
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_the_label_that_a_held_loss_ignores_is_not_counted(kind: Any, ignored: int, name: str) -> None:
+    """Also where it is a class, at which the loss of 0 would be counted unseen."""
+    outputs, targets = logits(4, 5, 6), labels(4, 6, ignore_index=ignored)
+    criterion = AverageTopKLoss(around(kind(reduction="none", ignore_index=ignored))[name], fraction=1)
+    given = outputs.log_softmax(1) if kind is nn.NLLLoss else outputs
+    assert_same(criterion(given, targets), F.cross_entropy(outputs, targets, ignore_index=ignored), outputs)
+
+
+def test_a_function_shows_what_it_calls_of_its_module() -> None:
+    outputs, targets = logits(4, 5, 6), labels(4, 6, ignore_index=0)
+    theirs = F.cross_entropy(outputs, targets, ignore_index=0)
+    assert_same(AverageTopKLoss(calls_a_global, fraction=1)(outputs, targets), theirs, outputs)
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_class_weights_of_a_held_loss_are_refused_by_name(name: str) -> None:
+    """Its mean divides by their sum, of which a function of it says nothing."""
+    loss = around(nn.CrossEntropyLoss(reduction="none", weight=WEIGHT))[name]
+    with pytest.raises(ValueError, match="weigh classes.*sample_weight"):
+        AverageTopKLoss(loss, fraction=1)
+    outputs, targets = logits(4, 5, 6), labels(4, 6, ignored=0)
+    plain = AverageTopKLoss(around(nn.CrossEntropyLoss(reduction="none"))[name], fraction=1)
+    theirs = F.cross_entropy(outputs, targets, weight=WEIGHT)
+    assert_same(plain(outputs, targets, sample_weight=WEIGHT[targets]), theirs, outputs)
+
+
+def test_a_held_loss_that_is_given_other_labels_is_refused() -> None:
+    criterion = AverageTopKLoss(Held(nn.CrossEntropyLoss(reduction="none", ignore_index=0), shift=1), fraction=1)
+    outputs, targets = logits(8, 5), torch.tensor([0, 1, 2, 3, -1, 0, 1, 2])
+    with pytest.raises(ValueError, match="which holds a loss with ignore_index=0"):
+        criterion(outputs, targets)
+    criterion.loss.ignore_index = -1  # type: ignore[union-attr]
+    theirs = F.cross_entropy(outputs, targets + 1, ignore_index=0)
+    assert_same(criterion(outputs, targets), theirs, outputs)

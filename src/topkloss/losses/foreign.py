@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -21,40 +20,15 @@ from torch import Tensor, nn
 from topkloss.base.arguments import check_beside
 from topkloss.base.tensors import values_are_readable
 from topkloss.losses.elements import Elements, class_mass, cross_entropy_elements
+from topkloss.losses.made import IGNORED_BY_TORCH, Made
 from topkloss.losses.shapes import check_examples, check_no_broadcast, losses_of_kept, mapped, spread, tensors_of
 
 # What stands where nothing counts: in the domain of every loss (a probability, positive, a margin's label), and apart.
 OUTPUT, TARGET = 0.5, 1.0
 
-# Whose losses are known to give each element a loss of its own outputs and target.
-KNOWN = ("torch.nn.modules.loss", "torch.nn.functional", "torch._C._nn", "topkloss.losses.pointwise")
 
-# Words by which a loss says that it returns one number.
-REDUCING = ("mean", "sum", "batchmean", "elementwise_mean", "batchwise_mean")
-
-# What torch ignores where nobody says otherwise.
-IGNORED_BY_TORCH = -100
-
-
-class ForeignLoss:
-    """A module or callable that returns one number per element, and knows nothing of masks and masses.
-
-    Its ``ignore_index`` is read from the module, the keywords of a ``functools.partial`` or the defaults of a function,
-    and class weights where their meaning is torch's own; modules are read at every call.
-
-    Args:
-        loss: Called as ``loss(outputs, targets)``.
-
-    Raises:
-        ValueError: If it says that it is reduced, or weighs classes in a way that cannot be honoured.
-    """
-
-    def __init__(self, loss: Callable[..., Any]) -> None:
-        self.loss = loss
-        self.origin = _origin(loss)
-        self.named = _named(loss)
-        self._check_reduction()
-        self._check_class_weights()
+class ForeignLoss(Made):
+    """A module or callable that returns one number per element, and knows nothing of masks and masses."""
 
     def elements(
         self,
@@ -212,6 +186,7 @@ class ForeignLoss:
         if classes is None or not _is_index(targets) or losses.shape != targets.shape or self._is_of_torch():
             return losses
         kept, labels = self._kept(outputs, targets), targets.long()
+        self._check_ignored(losses, kept)
         unknown = (labels < 0) | (labels >= classes)
         unknown = unknown if kept is None else unknown & kept
         readable = values_are_readable(losses)
@@ -226,6 +201,19 @@ class ForeignLoss:
                 f"mask=targets != {label}."
             )
         return losses if readable else losses.masked_fill(unknown & ignores, torch.nan)
+
+    def _check_ignored(self, losses: Tensor, kept: Tensor | None) -> None:
+        """What a loss that it holds ignores costs nothing; if not, the label means something else there."""
+        ignore_index, is_held = self._ignore_index()
+        if kept is None or not is_held or not values_are_readable(losses):
+            return
+        charged = ~kept & (losses.detach() != 0)
+        if bool(charged.any()):
+            raise ValueError(
+                f"`loss` must cost nothing where it ignores the target; got {self.name}, which holds a loss with "
+                f"ignore_index={ignore_index}, and costs {losses.detach()[charged][0].item():g} at such a target, so "
+                "it is not known what counts. Give it an ignore_index of its own, or -1 if there is none."
+            )
 
     def _replaced(self, values: Tensor, left_out: list[Tensor], fill: float, outputs: Tensor | None = None) -> Tensor:
         """The outputs, or the targets of these outputs, with other values where they do not count."""
@@ -256,7 +244,9 @@ class ForeignLoss:
 
     def _kept(self, outputs: Any, targets: Any) -> Tensor | None:
         """Which targets are not the one that the loss ignores; None where it ignores none."""
-        ignore_index = self._own("ignore_index", IGNORED_BY_TORCH if self._is(nn.NLLLoss, F.nll_loss) else None)
+        ignore_index, is_held = self._ignore_index()
+        if is_held and not _is_index(targets):
+            return None
         if not _is_whole(ignore_index) or not isinstance(targets, Tensor):
             return None
         if targets.is_complex() or targets.dtype == torch.bool:
@@ -281,91 +271,6 @@ class ForeignLoss:
                 f"{what}; got {tuple(losses.shape)}. Make the loss without it, and pass what counts as `mask`."
             )
         return where.expand(losses.shape)
-
-    def _class_weights(self, targets: Any) -> Tensor | None:
-        weight = self._own("weight")
-        if weight is None or isinstance(weight, Tensor):
-            return weight
-        return torch.as_tensor(weight, dtype=torch.float32, device=targets.device)
-
-    def _own(self, name: str, default: Any = None) -> Any:
-        """What the loss was made of."""
-        if name in self.named:
-            return self.named[name]
-        value = getattr(self.origin, name, default) if isinstance(self.origin, nn.Module) else default
-        return default if value is None else value
-
-    def _is(self, module: type[nn.Module], function: Callable[..., Any]) -> bool:
-        """Whether it computes what this module of torch does, whoever derived from it and for whatever defaults."""
-        origin = self.origin
-        if not isinstance(origin, module):
-            return origin is function
-        hooked = origin._forward_hooks or origin._forward_pre_hooks or "forward" in vars(origin)
-        return type(origin).forward is module.forward and not hooked
-
-    def _is_of_torch(self) -> bool:
-        """Whether an element's loss is known to depend on its own outputs and target alone."""
-        kind = self.origin if not isinstance(self.origin, nn.Module) else type(self.origin).forward
-        return getattr(kind, "__module__", "") in KNOWN
-
-    def _check_reduction(self) -> None:
-        reduction = self._own("reduction")
-        reduction = getattr(reduction, "value", reduction)  # of an enumeration
-        if isinstance(reduction, str) and reduction.lower() in REDUCING:
-            raise ValueError(
-                f'`loss` must not be reduced; got {self.name} with reduction="{reduction}", of which one number is '
-                'left, so there is nothing to select from. Pass reduction="none" to it; a loss of the whole batch, '
-                "like Dice, is a part of a CompoundLoss."
-            )
-
-    def _check_class_weights(self) -> None:
-        weighted = isinstance(self.origin, nn.CrossEntropyLoss | nn.NLLLoss) and self._own("weight") is not None
-        known = self.is_cross_entropy or self._is(nn.NLLLoss, F.nll_loss)
-        if weighted and not known:
-            raise ValueError(
-                f"`loss` must not weigh classes in a forward pass of its own; got {self.name} with weight=, whose mean "
-                "is not known. Make it without, and pass the weight of each target's class as `sample_weight`."
-            )
-
-    @property
-    def is_cross_entropy(self) -> bool:
-        """Whether it computes torch's own."""
-        return self._is(nn.CrossEntropyLoss, F.cross_entropy)
-
-    @property
-    def name(self) -> str:
-        """Of the module's class, or of the function."""
-        origin = self.origin
-        return getattr(origin, "__name__", type(origin).__name__)
-
-
-def _origin(loss: Any) -> Any:
-    """The module or function itself: what a partial, a bound method or torch.compile wraps."""
-    while True:
-        if isinstance(loss, functools.partial):
-            loss = loss.func
-        elif isinstance(getattr(loss, "_orig_mod", None), nn.Module):
-            loss = loss._orig_mod
-        elif (
-            inspect.ismethod(loss) and isinstance(loss.__self__, nn.Module) and loss.__name__ in ("forward", "__call__")
-        ):
-            loss = loss.__self__
-        else:
-            return loss
-
-
-def _named(loss: Any) -> dict[str, Any]:
-    """The keywords of a partial, above the defaults of its function."""
-    given: dict[str, Any] = {}
-    while isinstance(loss, functools.partial):
-        given = {**loss.keywords, **given}
-        loss = loss.func
-    if isinstance(loss, nn.Module) or isinstance(getattr(loss, "__self__", None), nn.Module):
-        return given
-    with contextlib.suppress(TypeError, ValueError):  # a builtin has no signature
-        parameters = inspect.signature(loss).parameters.values()
-        given = {one.name: one.default for one in parameters if one.default is not one.empty} | given
-    return {**given, "reduction": "none"} if given.get("reduce") is False else given  # torch's older word
 
 
 def _any(conditions: list[Tensor]) -> Tensor:
