@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from topkloss import (
     AverageRankedRangeLoss,
     AverageTopKLoss,
+    CompoundLoss,
     CrossEntropy,
     DualAverageTopKLoss,
     HardNegativeLoss,
@@ -608,6 +609,8 @@ def calls_a_global(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 class Object:
+    """What is no module, and can be called."""
+
     def __init__(self, loss: Any) -> None:
         self.loss = loss
 
@@ -659,7 +662,7 @@ def test_a_function_shows_what_it_calls_of_its_module() -> None:
 def test_class_weights_of_a_held_loss_are_refused_by_name(name: str) -> None:
     """Its mean divides by their sum, of which a function of it says nothing."""
     loss = around(nn.CrossEntropyLoss(reduction="none", weight=WEIGHT))[name]
-    with pytest.raises(ValueError, match="weigh classes.*sample_weight"):
+    with pytest.raises(ValueError, match=r"weigh classes.*sample_weight"):
         AverageTopKLoss(loss, fraction=1)
     outputs, targets = logits(4, 5, 6), labels(4, 6, ignored=0)
     plain = AverageTopKLoss(around(nn.CrossEntropyLoss(reduction="none"))[name], fraction=1)
@@ -675,3 +678,118 @@ def test_a_held_loss_that_is_given_other_labels_is_refused() -> None:
     criterion.loss.ignore_index = -1  # type: ignore[union-attr]
     theirs = F.cross_entropy(outputs, targets + 1, ignore_index=0)
     assert_same(criterion(outputs, targets), theirs, outputs)
+
+
+def test_a_target_that_is_nan_is_omitted_though_the_loss_is_a_number() -> None:
+    """A comparison makes a label of it: torch's hinge embedding, and many a focal loss."""
+
+    def compared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.where(targets == 1, -outputs, outputs).exp()
+
+    outputs, known = logits(6, 4), torch.rand(6, 4, generator=torch.Generator().manual_seed(2)) > 0.4
+    targets = torch.where(outputs.detach() > 0, 1.0, -1.0)
+    for loss in (nn.HingeEmbeddingLoss(reduction="none"), compared):
+        criterion = AverageTopKLoss(loss, fraction=1, nan_policy="omit")
+        theirs = loss(outputs, targets)[known].mean()
+        given = torch.where(known, targets, torch.nan)
+        assert_same(criterion(outputs, given), theirs, outputs)
+        assert_same(torch.compile(criterion, backend="aot_eager")(outputs, given), theirs, outputs)
+
+
+# Losses that are wrong for the shapes they get
+
+
+def unreduced(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [unreduced, nn.NLLLoss(reduction="none"), nn.MultiMarginLoss(reduction="none"), nn.CrossEntropyLoss()],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(8, 1), (8, 1, 3)], ids=str)
+def test_one_channel_is_not_0_in_silence(loss: Any, shape: tuple[int, ...]) -> None:
+    targets = torch.zeros(shape[0], *shape[2:], dtype=torch.long)
+    if isinstance(loss, nn.MultiMarginLoss) and len(shape) > 2:
+        return
+    whole = getattr(loss, "reduction", "none") == "mean"
+    criterion = CompoundLoss([loss]) if whole else AverageTopKLoss(loss, fraction=1)
+    with pytest.raises(ValueError, match=r"two classes or more.*BCEWithLogitsLoss"):
+        criterion(logits(*shape), targets)
+
+
+def test_a_loss_of_one_channel_that_is_0_for_its_outputs_is_taken() -> None:
+    """One that is right everywhere, and one of a batch in which nothing counts."""
+    outputs, targets = logits(8, 1).detach() - 9, torch.zeros(8, 1, dtype=torch.long)
+    assert AverageTopKLoss(lambda o, t: (1 + o * (1 - 2 * t)).relu(), fraction=1)(outputs, targets) == 0
+
+    def ignoring(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.exp() * (targets != -1)
+
+    assert AverageTopKLoss(ignoring, fraction=1)(outputs, targets - 1) == 0
+    with pytest.raises(ValueError, match=r"classes in \[0, 2\) where counted; got -1"):
+        AverageTopKLoss(ignoring, fraction=1)(outputs, torch.tensor([0, 1, -1, 0] * 2)[:, None])
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (-1, 1)])
+def test_a_label_of_one_logit_may_cost_nothing(labels: tuple[int, int]) -> None:
+    """Beside one channel, 1 and -1 are labels, of which a margin may be kept."""
+    outputs, targets = logits(8, 1), torch.tensor([*labels] * 4)[:, None]
+    far = torch.where(targets == 1, 9 + outputs, outputs)
+
+    def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (1 - outputs * torch.where(targets == 1, 1, -1)).relu()
+
+    expected = hinge(far, targets).mean()
+    assert_same(AverageTopKLoss(hinge, fraction=1)(far, targets), expected, outputs)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda outputs, targets: ((outputs - targets) ** 2).sum(-1),
+        lambda outputs, targets: (outputs - targets).abs().mean(1),
+        lambda outputs, targets: (outputs - targets).abs().flatten(),
+    ],
+)
+@pytest.mark.parametrize("number", [2, 8])
+def test_a_broadcast_that_is_reduced_again_is_refused(loss: Any, number: int) -> None:
+    outputs, targets = logits(number, 1), logits(number).detach() + 1
+    criterion = AverageTopKLoss(loss, fraction=1)
+    with pytest.raises(ValueError, match=r"same shape for this loss.*outputs\[:, 0\], or targets\.unsqueeze\(1\)"):
+        criterion(outputs, targets)
+    theirs = loss(outputs, targets[:, None]).mean()
+    assert_same(criterion(outputs, targets.unsqueeze(1)), theirs, outputs)
+
+
+def test_a_loss_that_fits_the_shapes_itself_is_taken() -> None:
+    outputs, targets = logits(8, 1), logits(8).detach().sigmoid()
+    criterion = AverageTopKLoss(lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t, reduction="none"), k=8)
+    assert_same(criterion(outputs, targets), F.binary_cross_entropy_with_logits(outputs[:, 0], targets), outputs)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(), nn.PoissonNLLLoss(), F.huber_loss, functools.partial(F.l1_loss)], ids=str
+)
+def test_a_part_of_a_sum_does_not_broadcast(loss: Any) -> None:
+    outputs, targets = logits(8, 1), logits(8).detach()
+    with pytest.raises(ValueError, match=r"\(8, 1\) and \(8,\), which it broadcasts to \(8, 8\)"):
+        CompoundLoss([loss])(outputs, targets)
+    assert_same(CompoundLoss([loss])(outputs[:, 0], targets), loss(outputs[:, 0], targets), outputs)
+
+
+def test_positives_of_probabilities_have_to_be_given() -> None:
+    loss, targets = nn.CrossEntropyLoss(reduction="none"), logits(4, 5).detach().softmax(1)
+    with pytest.raises(ValueError, match=r"`positives` must be given beside targets that are probabilities"):
+        HardNegativeLoss(loss)(logits(4, 5), targets)
+
+
+def test_the_way_out_of_a_mask_of_rows_is_no_mask_of_columns() -> None:
+    outputs, mask = logits(4, 4), torch.tensor([True, False, True, True])
+    criterion = AverageTopKLoss(nn.L1Loss(reduction="none"), fraction=1)
+    with pytest.raises(ValueError, match=r"Pass mask\[:, None\]\.expand\(4, 4\)\."):
+        criterion(outputs, outputs.detach() * 2, mask=mask)
+    theirs = F.l1_loss(outputs[mask], outputs[mask].detach() * 2)
+    assert_same(criterion(outputs, outputs.detach() * 2, mask=mask[:, None].expand(4, 4)), theirs, outputs)

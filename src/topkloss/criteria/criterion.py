@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from topkloss.base.arguments import NanPolicy, check_loss, check_nan_policy, check_tensors, check_word
 from topkloss.base.processes import HeldGroup, ProcessGroup, Ranks, own_group, ranks_of
 from topkloss.losses.elements import (
+    CrossEntropy,
     ElementLoss,
     Elements,
     IndividualLoss,
@@ -150,6 +151,10 @@ class OfElements(nn.Module):
         by_sample = "sample" in (self.level, getattr(self, "within", "batch"))
         given: dict[str, Any] = {"mask": mask, "sample_weight": mass, "rows": rows, "by_sample": by_sample}
         return self._foreign.elements(outputs, targets, **given, omit=self.nan_policy == "omit")
+
+    def _of_cross_entropy(self) -> bool:
+        """Whether its loss is a cross-entropy, this package's or torch's."""
+        return isinstance(self.loss, CrossEntropy) or (self._foreign is not None and self._foreign.is_cross_entropy)
 
     def _scores(self, elements: Elements, targets: Tensor) -> Tensor | None:
         """What is ranked by; None = the losses."""

@@ -21,7 +21,9 @@ from topkloss.base.arguments import check_beside
 from topkloss.base.tensors import values_are_readable
 from topkloss.losses.elements import Elements, class_mass, cross_entropy_elements
 from topkloss.losses.made import IGNORED_BY_TORCH, Made
+from topkloss.losses.probes import check_own_examples, check_sees_outputs
 from topkloss.losses.shapes import check_examples, check_no_broadcast, losses_of_kept, mapped, spread, tensors_of
+from topkloss.losses.targets import check_classes, warn_of_a_square
 
 # What stands where nothing counts: in the domain of every loss (a probability, positive, a margin's label), and apart.
 OUTPUT, TARGET = 0.5, 1.0
@@ -82,36 +84,25 @@ class ForeignLoss(Made):
         rows: Tensor | None,
         omit: bool,
     ) -> Elements:
-        call, kept = self.loss, self._kept(outputs, targets)
-        if self._is(nn.NLLLoss, F.nll_loss):
-            call = functools.partial(F.nll_loss, ignore_index=self._own("ignore_index", -100), reduction="none")
-            weight = self._class_weights(targets)
-            if weight is not None:
-                own = class_mass(targets, weight)
-                mass = own if mass is None else own * mass
+        kept = self._kept(outputs, targets)
+        call, mass = self._call(outputs, targets, mass)
         # what does not count: by the caller, whose labels mean nothing to the loss, and by the loss itself
         left_out = [~mask] if mask is not None else []
-        nan = None
         if omit and self._is(nn.BCELoss, F.binary_cross_entropy) and outputs.shape == targets.shape:
-            nan = outputs.isnan() | targets.isnan()  # which it would refuse rather than return
-            left_out.append(nan)
+            left_out.append(outputs.isnan() | targets.isnan())  # which it would refuse rather than return
         left_out += [one == 0 if one.dtype != torch.bool else ~one for one in (mass, rows) if one is not None]
         ignored = [] if kept is None else [~kept]
-        shown = outputs, targets
-        if left_out or ignored:
-            of_targets = left_out if _is_index(targets) else left_out + ignored
-            beside = outputs if isinstance(outputs, Tensor) else None
-            shown = (
-                mapped(outputs, lambda one: self._replaced(one, left_out + ignored, OUTPUT)),
-                mapped(targets, lambda one: self._replaced(one, of_targets, TARGET, beside)),
-            )
+        shown = self._shown(outputs, targets, left_out, ignored)
         twice = omit or (len(left_out + ignored) > 0 and not self._is_of_torch())
         blind = twice and torch.is_grad_enabled() and not all(map(values_are_readable, tensors_of(outputs)))
         with torch.no_grad() if blind else contextlib.nullcontext():
             losses = self._called(call, *shown)
         if not isinstance(losses, Tensor) or losses.dim() == 0:
             return Elements(losses, mask, mass)  # refused where it is ranked
+        check_sees_outputs(call, losses, outputs, targets)
         losses = self._refusing_unsaid(losses, outputs, shown[1])
+        if omit:
+            losses = _nan_of_nan(losses, outputs, targets)
         if kept is not None:
             kept = ~self._spread(~kept, losses, "what its `ignore_index` leaves out")
         classes = targets if isinstance(targets, Tensor) else None
@@ -122,8 +113,33 @@ class ForeignLoss(Made):
         if twice and torch.is_grad_enabled():
             gone = [one for one in (spread(one, losses) for one in left_out + ignored) if one is not None]
             losses = self._once_more(call, losses, shown, gone, omit, blind)
-        losses = losses if nan is None else losses.masked_fill(nan, torch.nan)
-        return Elements(losses, counts, mass, classes=classes)
+        return Elements(_nan_of_nan(losses, outputs, targets) if omit else losses, counts, mass, classes=classes)
+
+    def _call(self, outputs: Any, targets: Any, mass: Tensor | None) -> tuple[Callable[..., Any], Tensor | None]:
+        """What gives the losses without class weights, and the masses with them."""
+        if not self._is(nn.NLLLoss, F.nll_loss):
+            return self.loss, mass
+        if isinstance(outputs, Tensor) and outputs.dim() > 1:
+            check_classes(outputs)
+            if _is_index(targets):
+                warn_of_a_square(outputs)
+        weight = self._class_weights(targets)
+        if weight is not None:
+            own = class_mass(targets, weight)
+            mass = own if mass is None else own * mass
+        ignore_index = self._own("ignore_index", IGNORED_BY_TORCH)
+        return functools.partial(F.nll_loss, ignore_index=ignore_index, reduction="none"), mass
+
+    def _shown(self, outputs: Any, targets: Any, left_out: list[Tensor], ignored: list[Tensor]) -> tuple[Any, Any]:
+        """Outputs and targets as the loss sees them: other values where they do not count."""
+        if not (left_out or ignored):
+            return outputs, targets
+        of_targets = left_out if _is_index(targets) else left_out + ignored
+        beside = outputs if isinstance(outputs, Tensor) else None
+        return (
+            mapped(outputs, lambda one: self._replaced(one, left_out + ignored, OUTPUT)),
+            mapped(targets, lambda one: self._replaced(one, of_targets, TARGET, beside)),
+        )
 
     def _once_more(
         self,
@@ -170,6 +186,7 @@ class ForeignLoss(Made):
         if not isinstance(outputs, Tensor):
             return losses_of_kept(losses, self._kept(outputs, targets), targets)
         check_no_broadcast(losses, outputs, targets)
+        check_own_examples(call, losses, outputs, targets)
         if losses.dim() == targets.dim() + 1 and losses.squeeze(1).shape == targets.shape:
             losses = losses.squeeze(1)  # who gathers the loss of a class keeps its dimension
         return losses_of_kept(losses, self._kept(outputs, targets), targets)
@@ -187,7 +204,9 @@ class ForeignLoss(Made):
             return losses
         kept, labels = self._kept(outputs, targets), targets.long()
         self._check_ignored(losses, kept)
-        unknown = (labels < 0) | (labels >= classes)
+        unknown = (labels < 0) | (labels >= max(classes, 2))
+        if classes == 1:  # one logit, whose labels are 0 and 1, or -1 and 1
+            unknown = unknown & ((labels != -1) | (labels == 0).any())
         unknown = unknown if kept is None else unknown & kept
         readable = values_are_readable(losses)
         if readable and not bool(unknown.any()):
@@ -196,8 +215,8 @@ class ForeignLoss(Made):
         if readable and bool(ignores):
             label = int(labels[unknown][0])
             raise ValueError(
-                f"`targets` must be classes in [0, {classes}) where counted; got {label}, which {self.name} seems to "
-                "ignore without an ignore_index that can be read: it would be counted as a loss of 0. Pass "
+                f"`targets` must be classes in [0, {max(classes, 2)}) where counted; got {label}, which {self.name} "
+                "seems to ignore without an ignore_index that can be read: it would be counted as a loss of 0. Pass "
                 f"mask=targets != {label}."
             )
         return losses if readable else losses.masked_fill(unknown & ignores, torch.nan)
@@ -271,6 +290,16 @@ class ForeignLoss(Made):
                 f"{what}; got {tuple(losses.shape)}. Make the loss without it, and pass what counts as `mask`."
             )
         return where.expand(losses.shape)
+
+
+def _nan_of_nan(losses: Tensor, outputs: Any, targets: Any) -> Tensor:
+    """The losses, NaN where one of outputs or targets is that the loss makes a number of, as a comparison does."""
+    for one in (outputs, targets):
+        if isinstance(one, Tensor) and one.is_floating_point() and one.shape == losses.shape:
+            nan = one.detach().isnan()
+            if not values_are_readable(nan) or bool(nan.any()):
+                losses = losses.masked_fill(nan, torch.nan)
+    return losses
 
 
 def _any(conditions: list[Tensor]) -> Tensor:
