@@ -793,3 +793,15 @@ def test_the_way_out_of_a_mask_of_rows_is_no_mask_of_columns() -> None:
         criterion(outputs, outputs.detach() * 2, mask=mask)
     theirs = F.l1_loss(outputs[mask], outputs[mask].detach() * 2)
     assert_same(criterion(outputs, outputs.detach() * 2, mask=mask[:, None].expand(4, 4)), theirs, outputs)
+
+
+def test_an_attribute_is_found_wherever_a_module_keeps_it() -> None:
+    outputs, targets = logits(8, 5), labels(8, ignored=0)
+
+    class Derived(nn.CrossEntropyLoss):
+        reduction = property(lambda self: "none", lambda self, value: None)  # type: ignore[assignment]
+
+    loss = Derived()
+    loss.weight = nn.Parameter(WEIGHT, requires_grad=False)
+    theirs = F.cross_entropy(outputs, targets, weight=WEIGHT)
+    assert_same(AverageTopKLoss(loss, fraction=1)(outputs, targets), theirs, outputs)

@@ -124,10 +124,11 @@ class OfElements(nn.Module):
 
     def _elements(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
         """One loss per element, and what counts."""
-        if isinstance(self.loss, ElementLoss):
-            elements: Elements = self.loss(outputs, targets, mask=mask, sample_weight=mass)
+        loss = self.loss  # once: a module looks for it each time
+        if isinstance(loss, ElementLoss):
+            elements: Elements = loss(outputs, targets, mask=mask, sample_weight=mass)
             return elements
-        if self.loss is None:
+        if loss is None:
             raise NotImplementedError(f"{type(self).__name__} has no `loss`, and must define `_elements`.")
         return self._foreign_elements(outputs, targets, mask, mass, None)
 

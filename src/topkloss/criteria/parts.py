@@ -87,7 +87,7 @@ class WholeLoss(nn.Module):
         kind = getattr(self.loss, "func", self.loss)
         kind = type(kind) if isinstance(kind, nn.Module) else kind
         if kind in BROADCASTING and isinstance(outputs, Tensor) and outputs.shape != targets.shape:
-            losses = torch.empty(torch.broadcast_shapes(outputs.shape, targets.shape), device="meta")
+            losses = torch.add(*(torch.empty(one.shape, device="meta") for one in (outputs, targets)))
             check_no_broadcast(losses, outputs, targets)
 
     def select(self, outputs: Any, targets: Any, *, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:

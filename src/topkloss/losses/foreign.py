@@ -55,6 +55,9 @@ class ForeignLoss(Made):
         """
         if self.is_cross_entropy and self._own("reduction") == "none":
             return self._cross_entropy(outputs, targets, mask, sample_weight)
+        everything = mask is None and sample_weight is None and rows is None and not omit
+        if everything and self._is_plain(outputs, targets):
+            return Elements(self.loss(outputs, targets), classes=targets)
         for name, one in (("mask", mask), ("sample_weight", sample_weight)):
             if one is not None:  # their types
                 check_beside(name, one, **{"mask": None, "sample_weight": None, name: one})
@@ -63,6 +66,14 @@ class ForeignLoss(Made):
         if by_sample and isinstance(outputs, Tensor):
             check_examples(elements.losses, outputs)
         return elements
+
+    def _is_plain(self, outputs: Any, targets: Any) -> bool:
+        """Whether it is one of torch's that is computed of as many outputs as targets, and ignores none."""
+        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+            return False
+        if outputs.shape != targets.shape or not targets.is_floating_point() or not self._is_of_torch():
+            return False
+        return self._own("ignore_index") is None and not self.held and not self._is_known_classifier()
 
     def _cross_entropy(self, outputs: Any, targets: Any, mask: Tensor | None, sample_weight: Tensor | None) -> Elements:
         return cross_entropy_elements(

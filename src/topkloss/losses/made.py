@@ -56,7 +56,15 @@ class Made:
         """What the loss was made of."""
         if name in self.named:
             return self.named[name]
-        value = getattr(self.origin, name, default)
+        own = getattr(self.origin, "__dict__", {})
+        if name in own:
+            value = own[name]
+        elif name in own.get("_buffers", ()):  # where getattr of a module comes last
+            value = own["_buffers"][name]
+        elif "_parameters" in own and not hasattr(type(self.origin), name) and not _has(own, name):
+            value = None
+        else:
+            value = getattr(self.origin, name, None)
         return default if value is None else value
 
     def _ignore_index(self) -> tuple[Any, bool]:
@@ -141,6 +149,11 @@ def _named(loss: Any) -> dict[str, Any]:
         parameters = inspect.signature(loss).parameters.values()
         given = {one.name: one.default for one in parameters if one.default is not one.empty} | given
     return {**given, "reduction": "none"} if given.get("reduce") is False else given  # torch's older word
+
+
+def _has(own: dict[str, Any], name: str) -> bool:
+    """Whether a module of these attributes has one that torch keeps apart."""
+    return name in own["_parameters"] or name in own["_modules"]
 
 
 def _held(loss: Any, depth: int = 0) -> Iterator[nn.Module]:
