@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from topkloss.criteria.criterion import OfElements
 from topkloss.losses.elements import ElementLoss
-from topkloss.losses.probes import check_sees_outputs
-from topkloss.losses.shapes import check_no_broadcast
 
 # Losses of torch that take outputs and targets of different shapes.
 BROADCASTING = (
@@ -72,8 +70,7 @@ class WholeLoss(nn.Module):
             )
         value = self.loss(outputs, targets) if mask is None else self.loss(outputs, targets, mask=mask)
         if isinstance(value, Tensor) and mask is None:
-            check_sees_outputs(self.loss, value, outputs, targets)
-            self._check_shapes(outputs, targets)
+            self._check_shapes(value, outputs, targets)
         if not (isinstance(value, Tensor) and value.dim() == 0):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -82,8 +79,12 @@ class WholeLoss(nn.Module):
             )
         return value
 
-    def _check_shapes(self, outputs: Any, targets: Any) -> None:
-        """Outputs that meet their own targets alone, in a loss of torch that would broadcast others."""
+    def _check_shapes(self, value: Tensor, outputs: Any, targets: Any) -> None:
+        """Outputs that decide the value, and in a loss of torch meet their own targets alone."""
+        from topkloss.losses.probes import check_sees_outputs  # only here: what is imported at once is to be light
+        from topkloss.losses.shapes import check_no_broadcast
+
+        check_sees_outputs(self.loss, value, outputs, targets)
         kind = getattr(self.loss, "func", self.loss)
         kind = type(kind) if isinstance(kind, nn.Module) else kind
         if kind in BROADCASTING and isinstance(outputs, Tensor) and outputs.shape != targets.shape:
