@@ -226,7 +226,7 @@ TENSORS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "mask shape",
         lambda: average_top_k(torch.zeros(8, 4), k=1, mask=torch.ones(8, dtype=torch.bool)),
         ValueError,
-        "`losses` and `mask` must have the same shape; got (8, 4) and (8,). Expand `mask` to the shape of `losses`.",
+        "`losses` and `mask` must have the same shape; got (8, 4) and (8,). Pass mask[:, None].expand(8, 4).",
     ),
     (
         "mass shape",
@@ -336,7 +336,7 @@ CRITERIA: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "mask of samples",
         lambda: AverageTopKLoss(torch.sub, k=1, level="sample")(LOGITS, LOGITS, mask=torch.ones(4, dtype=torch.bool)),
         ValueError,
-        "`losses` and `mask` must have the same shape; got (4, 3) and (4,). Expand `mask` to the shape of `losses`.",
+        "`losses` and `mask` must have the same shape; got (4, 3) and (4,). Pass mask[:, None].expand(4, 3).",
     ),
     (
         "smoothing",

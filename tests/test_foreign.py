@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from topkloss import (
     AverageRankedRangeLoss,
     AverageTopKLoss,
+    CompoundLoss,
     CrossEntropy,
     DualAverageTopKLoss,
     HardNegativeLoss,
@@ -248,6 +250,7 @@ class Holding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.CrossEntropyLoss(reduction="none", ignore_index=255)
+        self.other = nn.NLLLoss(ignore_index=254)  # so it is not known which holds
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses: Tensor = self.inner(outputs, targets)
@@ -582,3 +585,223 @@ def test_an_ignored_value_that_may_be_a_channel_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`ignore_index` of the loss must be no channel.*got 1.*`mask`"):
         AverageTopKLoss(Channels(), fraction=1)(torch.zeros(2, 3), torch.ones(2, 3))
     assert AverageTopKLoss(Channels(), fraction=1)(torch.ones(3), torch.tensor([1.0, 0.0, 3.0])) == -0.5
+
+
+# What a loss holds
+
+
+class Held(nn.Module):
+    """A module around another loss, as that of many code bases."""
+
+    def __init__(self, loss: Any, shift: int = 0) -> None:
+        super().__init__()
+        self.loss, self.shift = loss, shift
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(outputs, targets + self.shift)  # type: ignore[no-any-return]
+
+
+GLOBAL = nn.CrossEntropyLoss(reduction="none", ignore_index=0)
+
+
+def calls_a_global(outputs: Tensor, targets: Tensor) -> Tensor:
+    return GLOBAL(outputs, targets)  # type: ignore[no-any-return]
+
+
+class Object:
+    """What is no module, and can be called."""
+
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(outputs, targets)  # type: ignore[no-any-return]
+
+
+def around(loss: Any) -> dict[str, Any]:
+    """What calls a loss, and shows that it does."""
+
+    def inner(outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(outputs, targets)  # type: ignore[no-any-return]
+
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch.jit
+        scripted = torch.jit.script(loss)
+    return {
+        "lambda": lambda outputs, targets: loss(outputs, targets),
+        "function in a function": lambda outputs, targets: inner(outputs, targets),
+        "module": Held(Held(loss)),
+        "method": Held(loss).__call__,
+        "parallel": nn.DataParallel(loss),
+        "object": Object(loss),
+        "partial": functools.partial(lambda own, outputs, targets: own(outputs, targets), loss),
+        "scripted": scripted,
+    }
+
+
+AROUND = list(around(GLOBAL))
+
+
+@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize("ignored", [0, 255])
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_the_label_that_a_held_loss_ignores_is_not_counted(kind: Any, ignored: int, name: str) -> None:
+    """Also where it is a class, at which the loss of 0 would be counted unseen."""
+    outputs, targets = logits(4, 5, 6), labels(4, 6, ignore_index=ignored)
+    criterion = AverageTopKLoss(around(kind(reduction="none", ignore_index=ignored))[name], fraction=1)
+    given = outputs.log_softmax(1) if kind is nn.NLLLoss else outputs
+    assert_same(criterion(given, targets), F.cross_entropy(outputs, targets, ignore_index=ignored), outputs)
+
+
+def test_a_function_shows_what_it_calls_of_its_module() -> None:
+    outputs, targets = logits(4, 5, 6), labels(4, 6, ignore_index=0)
+    theirs = F.cross_entropy(outputs, targets, ignore_index=0)
+    assert_same(AverageTopKLoss(calls_a_global, fraction=1)(outputs, targets), theirs, outputs)
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_class_weights_of_a_held_loss_are_refused_by_name(name: str) -> None:
+    """Its mean divides by their sum, of which a function of it says nothing."""
+    loss = around(nn.CrossEntropyLoss(reduction="none", weight=WEIGHT))[name]
+    with pytest.raises(ValueError, match=r"weigh classes.*sample_weight"):
+        AverageTopKLoss(loss, fraction=1)
+    outputs, targets = logits(4, 5, 6), labels(4, 6, ignored=0)
+    plain = AverageTopKLoss(around(nn.CrossEntropyLoss(reduction="none"))[name], fraction=1)
+    theirs = F.cross_entropy(outputs, targets, weight=WEIGHT)
+    assert_same(plain(outputs, targets, sample_weight=WEIGHT[targets]), theirs, outputs)
+
+
+def test_a_held_loss_that_is_given_other_labels_is_refused() -> None:
+    criterion = AverageTopKLoss(Held(nn.CrossEntropyLoss(reduction="none", ignore_index=0), shift=1), fraction=1)
+    outputs, targets = logits(8, 5), torch.tensor([0, 1, 2, 3, -1, 0, 1, 2])
+    with pytest.raises(ValueError, match="which holds a loss with ignore_index=0"):
+        criterion(outputs, targets)
+    criterion.loss.ignore_index = -1  # type: ignore[union-attr]
+    theirs = F.cross_entropy(outputs, targets + 1, ignore_index=0)
+    assert_same(criterion(outputs, targets), theirs, outputs)
+
+
+def test_a_target_that_is_nan_is_omitted_though_the_loss_is_a_number() -> None:
+    """A comparison makes a label of it: torch's hinge embedding, and many a focal loss."""
+
+    def compared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.where(targets == 1, -outputs, outputs).exp()
+
+    outputs, known = logits(6, 4), torch.rand(6, 4, generator=torch.Generator().manual_seed(2)) > 0.4
+    targets = torch.where(outputs.detach() > 0, 1.0, -1.0)
+    for loss in (nn.HingeEmbeddingLoss(reduction="none"), compared):
+        criterion = AverageTopKLoss(loss, fraction=1, nan_policy="omit")
+        theirs = loss(outputs, targets)[known].mean()
+        given = torch.where(known, targets, torch.nan)
+        assert_same(criterion(outputs, given), theirs, outputs)
+        assert_same(torch.compile(criterion, backend="aot_eager")(outputs, given), theirs, outputs)
+
+
+# Losses that are wrong for the shapes they get
+
+
+def unreduced(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [unreduced, nn.NLLLoss(reduction="none"), nn.MultiMarginLoss(reduction="none"), nn.CrossEntropyLoss()],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(8, 1), (8, 1, 3)], ids=str)
+def test_one_channel_is_not_0_in_silence(loss: Any, shape: tuple[int, ...]) -> None:
+    targets = torch.zeros(shape[0], *shape[2:], dtype=torch.long)
+    if isinstance(loss, nn.MultiMarginLoss) and len(shape) > 2:
+        return
+    whole = getattr(loss, "reduction", "none") == "mean"
+    criterion = CompoundLoss([loss]) if whole else AverageTopKLoss(loss, fraction=1)
+    with pytest.raises(ValueError, match=r"two classes or more.*BCEWithLogitsLoss"):
+        criterion(logits(*shape), targets)
+
+
+def test_a_loss_of_one_channel_that_is_0_for_its_outputs_is_taken() -> None:
+    """One that is right everywhere, and one of a batch in which nothing counts."""
+    outputs, targets = logits(8, 1).detach() - 9, torch.zeros(8, 1, dtype=torch.long)
+    assert AverageTopKLoss(lambda o, t: (1 + o * (1 - 2 * t)).relu(), fraction=1)(outputs, targets) == 0
+
+    def ignoring(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.exp() * (targets != -1)
+
+    assert AverageTopKLoss(ignoring, fraction=1)(outputs, targets - 1) == 0
+    with pytest.raises(ValueError, match=r"classes in \[0, 2\) where counted; got -1"):
+        AverageTopKLoss(ignoring, fraction=1)(outputs, torch.tensor([0, 1, -1, 0] * 2)[:, None])
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (-1, 1)])
+def test_a_label_of_one_logit_may_cost_nothing(labels: tuple[int, int]) -> None:
+    """Beside one channel, 1 and -1 are labels, of which a margin may be kept."""
+    outputs, targets = logits(8, 1), torch.tensor([*labels] * 4)[:, None]
+    far = torch.where(targets == 1, 9 + outputs, outputs)
+
+    def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (1 - outputs * torch.where(targets == 1, 1, -1)).relu()
+
+    expected = hinge(far, targets).mean()
+    assert_same(AverageTopKLoss(hinge, fraction=1)(far, targets), expected, outputs)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda outputs, targets: ((outputs - targets) ** 2).sum(-1),
+        lambda outputs, targets: (outputs - targets).abs().mean(1),
+        lambda outputs, targets: (outputs - targets).abs().flatten(),
+    ],
+)
+@pytest.mark.parametrize("number", [2, 8])
+def test_a_broadcast_that_is_reduced_again_is_refused(loss: Any, number: int) -> None:
+    outputs, targets = logits(number, 1), logits(number).detach() + 1
+    criterion = AverageTopKLoss(loss, fraction=1)
+    with pytest.raises(ValueError, match=r"same shape for this loss.*outputs\[:, 0\], or targets\.unsqueeze\(1\)"):
+        criterion(outputs, targets)
+    theirs = loss(outputs, targets[:, None]).mean()
+    assert_same(criterion(outputs, targets.unsqueeze(1)), theirs, outputs)
+
+
+def test_a_loss_that_fits_the_shapes_itself_is_taken() -> None:
+    outputs, targets = logits(8, 1), logits(8).detach().sigmoid()
+    criterion = AverageTopKLoss(lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t, reduction="none"), k=8)
+    assert_same(criterion(outputs, targets), F.binary_cross_entropy_with_logits(outputs[:, 0], targets), outputs)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(), nn.PoissonNLLLoss(), F.huber_loss, functools.partial(F.l1_loss)], ids=str
+)
+def test_a_part_of_a_sum_does_not_broadcast(loss: Any) -> None:
+    outputs, targets = logits(8, 1), logits(8).detach()
+    with pytest.raises(ValueError, match=r"\(8, 1\) and \(8,\), which it broadcasts to \(8, 8\)"):
+        CompoundLoss([loss])(outputs, targets)
+    assert_same(CompoundLoss([loss])(outputs[:, 0], targets), loss(outputs[:, 0], targets), outputs)
+
+
+def test_positives_of_probabilities_have_to_be_given() -> None:
+    loss, targets = nn.CrossEntropyLoss(reduction="none"), logits(4, 5).detach().softmax(1)
+    with pytest.raises(ValueError, match=r"`positives` must be given beside targets that are probabilities"):
+        HardNegativeLoss(loss)(logits(4, 5), targets)
+
+
+def test_the_way_out_of_a_mask_of_rows_is_no_mask_of_columns() -> None:
+    outputs, mask = logits(4, 4), torch.tensor([True, False, True, True])
+    criterion = AverageTopKLoss(nn.L1Loss(reduction="none"), fraction=1)
+    with pytest.raises(ValueError, match=r"Pass mask\[:, None\]\.expand\(4, 4\)\."):
+        criterion(outputs, outputs.detach() * 2, mask=mask)
+    theirs = F.l1_loss(outputs[mask], outputs[mask].detach() * 2)
+    assert_same(criterion(outputs, outputs.detach() * 2, mask=mask[:, None].expand(4, 4)), theirs, outputs)
+
+
+def test_an_attribute_is_found_wherever_a_module_keeps_it() -> None:
+    outputs, targets = logits(8, 5), labels(8, ignored=0)
+
+    class Derived(nn.CrossEntropyLoss):
+        reduction = property(lambda self: "none", lambda self, value: None)  # type: ignore[assignment]
+
+    loss = Derived()
+    loss.weight = nn.Parameter(WEIGHT, requires_grad=False)
+    theirs = F.cross_entropy(outputs, targets, weight=WEIGHT)
+    assert_same(AverageTopKLoss(loss, fraction=1)(outputs, targets), theirs, outputs)

@@ -406,7 +406,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"mask": torch.ones(2, dtype=torch.bool)},
         ValueError,
-        "`targets` and `mask` must have the same shape; got (2, 4) and (2,). Expand `mask` to the shape of `targets`.",
+        "`targets` and `mask` must have the same shape; got (2, 4) and (2,). Pass mask[:, None].expand(2, 4).",
     ),
 ]
 BAD_NUMBERS: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -373,6 +373,33 @@ def test_a_square_that_may_be_a_language_models_is_said() -> None:
     torch.testing.assert_close(positions, F.cross_entropy(logits, labels))
 
 
+def test_a_square_of_log_probabilities_is_said() -> None:
+    logits, labels = logits_of((2, 5, 5)), torch.randint(5, (2, 5))
+    with pytest.warns(UserWarning, match=r"pass outputs\.movedim\(-1, 1\)"):
+        AverageTopKLoss(nn.NLLLoss(reduction="none"), fraction=1)(logits.log_softmax(-1), labels)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5), (2, 5, 5), (2, 3, 4, 5)], ids=str)
+def test_a_teacher_of_tokens_is_refused_and_its_way_out_is_right(shape: Any) -> None:
+    """Its shape is that of the outputs wherever the classes are: only the sums tell."""
+    logits, teacher = logits_of(shape), logits_of(shape).detach().flip(0).softmax(-1)
+    theirs = F.cross_entropy(logits.flatten(0, -2), teacher.flatten(0, -2))
+    for criterion in (
+        AverageTopKCrossEntropyLoss(fraction=1),
+        AverageTopKLoss(nn.CrossEntropyLoss(reduction="none"), fraction=1),
+    ):
+        with pytest.raises(ValueError, match=r"outputs\.movedim\(-1, 1\) and targets\.movedim\(-1, 1\)\.$"):
+            criterion(logits, teacher)
+        torch.testing.assert_close(criterion(logits.movedim(-1, 1), teacher.movedim(-1, 1)), theirs)
+
+
+def test_targets_that_do_not_sum_to_1_are_torchs() -> None:
+    logits, targets = logits_of((2, 7, 5)), logits_of((2, 7, 5)).detach().abs()
+    for given in (targets, targets.softmax(1), targets.softmax(1) * 2, targets.softmax(1).masked_fill(targets > 1, 0)):
+        ours = AverageTopKCrossEntropyLoss(fraction=1)(logits, given)
+        torch.testing.assert_close(ours, F.cross_entropy(logits, given))
+
+
 @pytest.mark.parametrize("shape", [(4, 1), (4, 1, 2, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.long, torch.float32], ids=str)
 def test_one_channel_is_no_softmax(shape: Any, dtype: torch.dtype) -> None:

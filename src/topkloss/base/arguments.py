@@ -328,9 +328,14 @@ def _check_floating(name: str, tensor: Tensor) -> None:
 def check_same_shape(name: str, tensor: Tensor, beside: str, other: Tensor) -> None:
     """What stands beside a tensor, element by element."""
     if other.shape != tensor.shape:
+        shape, missing = tuple(tensor.shape), tensor.dim() - other.dim()
+        hint = f"Expand `{beside}` to the shape of `{name}`."
+        if other.dim() and missing > 0 and other.shape == tensor.shape[: other.dim()]:
+            # expanded as it is, a square's would be that of columns
+            rows = ", ".join([":"] * other.dim() + ["None"] * missing)
+            hint = f"Pass {beside}[{rows}].expand{shape}."
         raise ValueError(
-            f"`{name}` and `{beside}` must have the same shape; got {tuple(tensor.shape)} and {tuple(other.shape)}. "
-            f"Expand `{beside}` to the shape of `{name}`."
+            f"`{name}` and `{beside}` must have the same shape; got {shape} and {tuple(other.shape)}. {hint}"
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from topkloss.base.arguments import NanPolicy, check_loss, check_nan_policy, check_tensors, check_word
 from topkloss.base.processes import HeldGroup, ProcessGroup, Ranks, own_group, ranks_of
 from topkloss.losses.elements import (
+    CrossEntropy,
     ElementLoss,
     Elements,
     IndividualLoss,
@@ -123,10 +124,11 @@ class OfElements(nn.Module):
 
     def _elements(self, outputs: Tensor, targets: Tensor, mask: Tensor | None, mass: Tensor | None) -> Elements:
         """One loss per element, and what counts."""
-        if isinstance(self.loss, ElementLoss):
-            elements: Elements = self.loss(outputs, targets, mask=mask, sample_weight=mass)
+        loss = self.loss  # once: a module looks for it each time
+        if isinstance(loss, ElementLoss):
+            elements: Elements = loss(outputs, targets, mask=mask, sample_weight=mass)
             return elements
-        if self.loss is None:
+        if loss is None:
             raise NotImplementedError(f"{type(self).__name__} has no `loss`, and must define `_elements`.")
         return self._foreign_elements(outputs, targets, mask, mass, None)
 
@@ -150,6 +152,10 @@ class OfElements(nn.Module):
         by_sample = "sample" in (self.level, getattr(self, "within", "batch"))
         given: dict[str, Any] = {"mask": mask, "sample_weight": mass, "rows": rows, "by_sample": by_sample}
         return self._foreign.elements(outputs, targets, **given, omit=self.nan_policy == "omit")
+
+    def _of_cross_entropy(self) -> bool:
+        """Whether its loss is a cross-entropy, this package's or torch's."""
+        return isinstance(self.loss, CrossEntropy) or (self._foreign is not None and self._foreign.is_cross_entropy)
 
     def _scores(self, elements: Elements, targets: Tensor) -> Tensor | None:
         """What is ranked by; None = the losses."""

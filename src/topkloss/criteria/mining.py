@@ -11,7 +11,7 @@ from topkloss.base.arguments import NanPolicy, check_floor, check_positives, che
 from topkloss.base.processes import ProcessGroup
 from topkloss.criteria.criterion import Criterion, Level, Within
 from topkloss.losses import regions
-from topkloss.losses.elements import CrossEntropy, Elements, IndividualLoss, RegionLoss, scaled
+from topkloss.losses.elements import Elements, IndividualLoss, RegionLoss, scaled
 from topkloss.ranking.ranking import Rule
 from topkloss.ranking.selection import above, hard_negatives, loss_of, positives_first
 
@@ -68,7 +68,7 @@ class OHEMLoss(Criterion):
 
     def _range(self) -> tuple[str, float, float]:
         """What is known of the loss: its name, the least and the most that it can be."""
-        if isinstance(self.loss, CrossEntropy) or (self._foreign is not None and self._foreign.is_cross_entropy):
+        if self._of_cross_entropy():
             return "a cross-entropy", 0.0, math.inf
         if isinstance(self.loss, RegionLoss):
             name = getattr(getattr(self.loss.loss, "func", self.loss.loss), "__name__", "")
@@ -121,7 +121,7 @@ class HardNegativeLoss(Criterion):
             positives = self.positives(targets)
             if positives.dim() == losses.dim() + 1 and positives.shape[1] == 1:  # of classes with a channel
                 positives = positives.squeeze(1)
-        elif isinstance(self.loss, CrossEntropy) and classes is None:
+        elif classes is None and self._of_cross_entropy():
             raise ValueError(
                 "`positives` must be given beside targets that are probabilities; got none. "
                 "Pass e.g. positives=lambda targets: targets[:, 0] < 0.5."

@@ -7,10 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from topkloss.criteria.criterion import OfElements
 from topkloss.losses.elements import ElementLoss
+
+# Losses of torch that take outputs and targets of different shapes.
+BROADCASTING = (
+    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.HingeEmbeddingLoss, nn.KLDivLoss, nn.PoissonNLLLoss),
+    *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.hinge_embedding_loss, F.kl_div, F.poisson_nll_loss),
+)
 
 
 class Selections(list[Any]):
@@ -62,6 +69,8 @@ class WholeLoss(nn.Module):
                 "mask. Give it the label to ignore, or pass a function of (outputs, targets, mask) that calls it."
             )
         value = self.loss(outputs, targets) if mask is None else self.loss(outputs, targets, mask=mask)
+        if isinstance(value, Tensor) and mask is None:
+            self._check_shapes(value, outputs, targets)
         if not (isinstance(value, Tensor) and value.dim() == 0):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -69,6 +78,18 @@ class WholeLoss(nn.Module):
                 "mean of a loss that is not reduced pass AverageTopKLoss(loss, fraction=1)."
             )
         return value
+
+    def _check_shapes(self, value: Tensor, outputs: Any, targets: Any) -> None:
+        """Outputs that decide the value, and in a loss of torch meet their own targets alone."""
+        from topkloss.losses.probes import check_sees_outputs  # only here: what is imported at once is to be light
+        from topkloss.losses.shapes import check_no_broadcast
+
+        check_sees_outputs(self.loss, value, outputs, targets)
+        kind = getattr(self.loss, "func", self.loss)
+        kind = type(kind) if isinstance(kind, nn.Module) else kind
+        if kind in BROADCASTING and isinstance(outputs, Tensor) and outputs.shape != targets.shape:
+            losses = torch.add(*(torch.empty(one.shape, device="meta") for one in (outputs, targets)))
+            check_no_broadcast(losses, outputs, targets)
 
     def select(self, outputs: Any, targets: Any, *, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
         """The number itself: nothing is selected."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -21,40 +20,17 @@ from torch import Tensor, nn
 from topkloss.base.arguments import check_beside
 from topkloss.base.tensors import values_are_readable
 from topkloss.losses.elements import Elements, class_mass, cross_entropy_elements
+from topkloss.losses.made import IGNORED_BY_TORCH, Made
+from topkloss.losses.probes import check_own_examples, check_sees_outputs
 from topkloss.losses.shapes import check_examples, check_no_broadcast, losses_of_kept, mapped, spread, tensors_of
+from topkloss.losses.targets import check_classes, warn_of_a_square
 
 # What stands where nothing counts: in the domain of every loss (a probability, positive, a margin's label), and apart.
 OUTPUT, TARGET = 0.5, 1.0
 
-# Whose losses are known to give each element a loss of its own outputs and target.
-KNOWN = ("torch.nn.modules.loss", "torch.nn.functional", "torch._C._nn", "topkloss.losses.pointwise")
 
-# Words by which a loss says that it returns one number.
-REDUCING = ("mean", "sum", "batchmean", "elementwise_mean", "batchwise_mean")
-
-# What torch ignores where nobody says otherwise.
-IGNORED_BY_TORCH = -100
-
-
-class ForeignLoss:
-    """A module or callable that returns one number per element, and knows nothing of masks and masses.
-
-    Its ``ignore_index`` is read from the module, the keywords of a ``functools.partial`` or the defaults of a function,
-    and class weights where their meaning is torch's own; modules are read at every call.
-
-    Args:
-        loss: Called as ``loss(outputs, targets)``.
-
-    Raises:
-        ValueError: If it says that it is reduced, or weighs classes in a way that cannot be honoured.
-    """
-
-    def __init__(self, loss: Callable[..., Any]) -> None:
-        self.loss = loss
-        self.origin = _origin(loss)
-        self.named = _named(loss)
-        self._check_reduction()
-        self._check_class_weights()
+class ForeignLoss(Made):
+    """A module or callable that returns one number per element, and knows nothing of masks and masses."""
 
     def elements(
         self,
@@ -79,6 +55,9 @@ class ForeignLoss:
         """
         if self.is_cross_entropy and self._own("reduction") == "none":
             return self._cross_entropy(outputs, targets, mask, sample_weight)
+        everything = mask is None and sample_weight is None and rows is None and not omit
+        if everything and self._is_plain(outputs, targets):
+            return Elements(self.loss(outputs, targets), classes=targets)
         for name, one in (("mask", mask), ("sample_weight", sample_weight)):
             if one is not None:  # their types
                 check_beside(name, one, **{"mask": None, "sample_weight": None, name: one})
@@ -87,6 +66,14 @@ class ForeignLoss:
         if by_sample and isinstance(outputs, Tensor):
             check_examples(elements.losses, outputs)
         return elements
+
+    def _is_plain(self, outputs: Any, targets: Any) -> bool:
+        """Whether it is one of torch's that is computed of as many outputs as targets, and ignores none."""
+        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+            return False
+        if outputs.shape != targets.shape or not targets.is_floating_point() or not self._is_of_torch():
+            return False
+        return self._own("ignore_index") is None and not self.held and not self._is_known_classifier()
 
     def _cross_entropy(self, outputs: Any, targets: Any, mask: Tensor | None, sample_weight: Tensor | None) -> Elements:
         return cross_entropy_elements(
@@ -108,36 +95,25 @@ class ForeignLoss:
         rows: Tensor | None,
         omit: bool,
     ) -> Elements:
-        call, kept = self.loss, self._kept(outputs, targets)
-        if self._is(nn.NLLLoss, F.nll_loss):
-            call = functools.partial(F.nll_loss, ignore_index=self._own("ignore_index", -100), reduction="none")
-            weight = self._class_weights(targets)
-            if weight is not None:
-                own = class_mass(targets, weight)
-                mass = own if mass is None else own * mass
+        kept = self._kept(outputs, targets)
+        call, mass = self._call(outputs, targets, mass)
         # what does not count: by the caller, whose labels mean nothing to the loss, and by the loss itself
         left_out = [~mask] if mask is not None else []
-        nan = None
         if omit and self._is(nn.BCELoss, F.binary_cross_entropy) and outputs.shape == targets.shape:
-            nan = outputs.isnan() | targets.isnan()  # which it would refuse rather than return
-            left_out.append(nan)
+            left_out.append(outputs.isnan() | targets.isnan())  # which it would refuse rather than return
         left_out += [one == 0 if one.dtype != torch.bool else ~one for one in (mass, rows) if one is not None]
         ignored = [] if kept is None else [~kept]
-        shown = outputs, targets
-        if left_out or ignored:
-            of_targets = left_out if _is_index(targets) else left_out + ignored
-            beside = outputs if isinstance(outputs, Tensor) else None
-            shown = (
-                mapped(outputs, lambda one: self._replaced(one, left_out + ignored, OUTPUT)),
-                mapped(targets, lambda one: self._replaced(one, of_targets, TARGET, beside)),
-            )
+        shown = self._shown(outputs, targets, left_out, ignored)
         twice = omit or (len(left_out + ignored) > 0 and not self._is_of_torch())
         blind = twice and torch.is_grad_enabled() and not all(map(values_are_readable, tensors_of(outputs)))
         with torch.no_grad() if blind else contextlib.nullcontext():
             losses = self._called(call, *shown)
         if not isinstance(losses, Tensor) or losses.dim() == 0:
             return Elements(losses, mask, mass)  # refused where it is ranked
+        check_sees_outputs(call, losses, outputs, targets)
         losses = self._refusing_unsaid(losses, outputs, shown[1])
+        if omit:
+            losses = _nan_of_nan(losses, outputs, targets)
         if kept is not None:
             kept = ~self._spread(~kept, losses, "what its `ignore_index` leaves out")
         classes = targets if isinstance(targets, Tensor) else None
@@ -148,8 +124,33 @@ class ForeignLoss:
         if twice and torch.is_grad_enabled():
             gone = [one for one in (spread(one, losses) for one in left_out + ignored) if one is not None]
             losses = self._once_more(call, losses, shown, gone, omit, blind)
-        losses = losses if nan is None else losses.masked_fill(nan, torch.nan)
-        return Elements(losses, counts, mass, classes=classes)
+        return Elements(_nan_of_nan(losses, outputs, targets) if omit else losses, counts, mass, classes=classes)
+
+    def _call(self, outputs: Any, targets: Any, mass: Tensor | None) -> tuple[Callable[..., Any], Tensor | None]:
+        """What gives the losses without class weights, and the masses with them."""
+        if not self._is(nn.NLLLoss, F.nll_loss):
+            return self.loss, mass
+        if isinstance(outputs, Tensor) and outputs.dim() > 1:
+            check_classes(outputs)
+            if _is_index(targets):
+                warn_of_a_square(outputs)
+        weight = self._class_weights(targets)
+        if weight is not None:
+            own = class_mass(targets, weight)
+            mass = own if mass is None else own * mass
+        ignore_index = self._own("ignore_index", IGNORED_BY_TORCH)
+        return functools.partial(F.nll_loss, ignore_index=ignore_index, reduction="none"), mass
+
+    def _shown(self, outputs: Any, targets: Any, left_out: list[Tensor], ignored: list[Tensor]) -> tuple[Any, Any]:
+        """Outputs and targets as the loss sees them: other values where they do not count."""
+        if not (left_out or ignored):
+            return outputs, targets
+        of_targets = left_out if _is_index(targets) else left_out + ignored
+        beside = outputs if isinstance(outputs, Tensor) else None
+        return (
+            mapped(outputs, lambda one: self._replaced(one, left_out + ignored, OUTPUT)),
+            mapped(targets, lambda one: self._replaced(one, of_targets, TARGET, beside)),
+        )
 
     def _once_more(
         self,
@@ -196,6 +197,7 @@ class ForeignLoss:
         if not isinstance(outputs, Tensor):
             return losses_of_kept(losses, self._kept(outputs, targets), targets)
         check_no_broadcast(losses, outputs, targets)
+        check_own_examples(call, losses, outputs, targets)
         if losses.dim() == targets.dim() + 1 and losses.squeeze(1).shape == targets.shape:
             losses = losses.squeeze(1)  # who gathers the loss of a class keeps its dimension
         return losses_of_kept(losses, self._kept(outputs, targets), targets)
@@ -212,7 +214,10 @@ class ForeignLoss:
         if classes is None or not _is_index(targets) or losses.shape != targets.shape or self._is_of_torch():
             return losses
         kept, labels = self._kept(outputs, targets), targets.long()
-        unknown = (labels < 0) | (labels >= classes)
+        self._check_ignored(losses, kept)
+        unknown = (labels < 0) | (labels >= max(classes, 2))
+        if classes == 1:  # one logit, whose labels are 0 and 1, or -1 and 1
+            unknown = unknown & ((labels != -1) | (labels == 0).any())
         unknown = unknown if kept is None else unknown & kept
         readable = values_are_readable(losses)
         if readable and not bool(unknown.any()):
@@ -221,11 +226,24 @@ class ForeignLoss:
         if readable and bool(ignores):
             label = int(labels[unknown][0])
             raise ValueError(
-                f"`targets` must be classes in [0, {classes}) where counted; got {label}, which {self.name} seems to "
-                "ignore without an ignore_index that can be read: it would be counted as a loss of 0. Pass "
+                f"`targets` must be classes in [0, {max(classes, 2)}) where counted; got {label}, which {self.name} "
+                "seems to ignore without an ignore_index that can be read: it would be counted as a loss of 0. Pass "
                 f"mask=targets != {label}."
             )
         return losses if readable else losses.masked_fill(unknown & ignores, torch.nan)
+
+    def _check_ignored(self, losses: Tensor, kept: Tensor | None) -> None:
+        """What a loss that it holds ignores costs nothing; if not, the label means something else there."""
+        ignore_index, is_held = self._ignore_index()
+        if kept is None or not is_held or not values_are_readable(losses):
+            return
+        charged = ~kept & (losses.detach() != 0)
+        if bool(charged.any()):
+            raise ValueError(
+                f"`loss` must cost nothing where it ignores the target; got {self.name}, which holds a loss with "
+                f"ignore_index={ignore_index}, and costs {losses.detach()[charged][0].item():g} at such a target, so "
+                "it is not known what counts. Give it an ignore_index of its own, or -1 if there is none."
+            )
 
     def _replaced(self, values: Tensor, left_out: list[Tensor], fill: float, outputs: Tensor | None = None) -> Tensor:
         """The outputs, or the targets of these outputs, with other values where they do not count."""
@@ -256,7 +274,9 @@ class ForeignLoss:
 
     def _kept(self, outputs: Any, targets: Any) -> Tensor | None:
         """Which targets are not the one that the loss ignores; None where it ignores none."""
-        ignore_index = self._own("ignore_index", IGNORED_BY_TORCH if self._is(nn.NLLLoss, F.nll_loss) else None)
+        ignore_index, is_held = self._ignore_index()
+        if is_held and not _is_index(targets):
+            return None
         if not _is_whole(ignore_index) or not isinstance(targets, Tensor):
             return None
         if targets.is_complex() or targets.dtype == torch.bool:
@@ -282,90 +302,15 @@ class ForeignLoss:
             )
         return where.expand(losses.shape)
 
-    def _class_weights(self, targets: Any) -> Tensor | None:
-        weight = self._own("weight")
-        if weight is None or isinstance(weight, Tensor):
-            return weight
-        return torch.as_tensor(weight, dtype=torch.float32, device=targets.device)
 
-    def _own(self, name: str, default: Any = None) -> Any:
-        """What the loss was made of."""
-        if name in self.named:
-            return self.named[name]
-        value = getattr(self.origin, name, default) if isinstance(self.origin, nn.Module) else default
-        return default if value is None else value
-
-    def _is(self, module: type[nn.Module], function: Callable[..., Any]) -> bool:
-        """Whether it computes what this module of torch does, whoever derived from it and for whatever defaults."""
-        origin = self.origin
-        if not isinstance(origin, module):
-            return origin is function
-        hooked = origin._forward_hooks or origin._forward_pre_hooks or "forward" in vars(origin)
-        return type(origin).forward is module.forward and not hooked
-
-    def _is_of_torch(self) -> bool:
-        """Whether an element's loss is known to depend on its own outputs and target alone."""
-        kind = self.origin if not isinstance(self.origin, nn.Module) else type(self.origin).forward
-        return getattr(kind, "__module__", "") in KNOWN
-
-    def _check_reduction(self) -> None:
-        reduction = self._own("reduction")
-        reduction = getattr(reduction, "value", reduction)  # of an enumeration
-        if isinstance(reduction, str) and reduction.lower() in REDUCING:
-            raise ValueError(
-                f'`loss` must not be reduced; got {self.name} with reduction="{reduction}", of which one number is '
-                'left, so there is nothing to select from. Pass reduction="none" to it; a loss of the whole batch, '
-                "like Dice, is a part of a CompoundLoss."
-            )
-
-    def _check_class_weights(self) -> None:
-        weighted = isinstance(self.origin, nn.CrossEntropyLoss | nn.NLLLoss) and self._own("weight") is not None
-        known = self.is_cross_entropy or self._is(nn.NLLLoss, F.nll_loss)
-        if weighted and not known:
-            raise ValueError(
-                f"`loss` must not weigh classes in a forward pass of its own; got {self.name} with weight=, whose mean "
-                "is not known. Make it without, and pass the weight of each target's class as `sample_weight`."
-            )
-
-    @property
-    def is_cross_entropy(self) -> bool:
-        """Whether it computes torch's own."""
-        return self._is(nn.CrossEntropyLoss, F.cross_entropy)
-
-    @property
-    def name(self) -> str:
-        """Of the module's class, or of the function."""
-        origin = self.origin
-        return getattr(origin, "__name__", type(origin).__name__)
-
-
-def _origin(loss: Any) -> Any:
-    """The module or function itself: what a partial, a bound method or torch.compile wraps."""
-    while True:
-        if isinstance(loss, functools.partial):
-            loss = loss.func
-        elif isinstance(getattr(loss, "_orig_mod", None), nn.Module):
-            loss = loss._orig_mod
-        elif (
-            inspect.ismethod(loss) and isinstance(loss.__self__, nn.Module) and loss.__name__ in ("forward", "__call__")
-        ):
-            loss = loss.__self__
-        else:
-            return loss
-
-
-def _named(loss: Any) -> dict[str, Any]:
-    """The keywords of a partial, above the defaults of its function."""
-    given: dict[str, Any] = {}
-    while isinstance(loss, functools.partial):
-        given = {**loss.keywords, **given}
-        loss = loss.func
-    if isinstance(loss, nn.Module) or isinstance(getattr(loss, "__self__", None), nn.Module):
-        return given
-    with contextlib.suppress(TypeError, ValueError):  # a builtin has no signature
-        parameters = inspect.signature(loss).parameters.values()
-        given = {one.name: one.default for one in parameters if one.default is not one.empty} | given
-    return {**given, "reduction": "none"} if given.get("reduce") is False else given  # torch's older word
+def _nan_of_nan(losses: Tensor, outputs: Any, targets: Any) -> Tensor:
+    """The losses, NaN where one of outputs or targets is that the loss makes a number of, as a comparison does."""
+    for one in (outputs, targets):
+        if isinstance(one, Tensor) and one.is_floating_point() and one.shape == losses.shape:
+            nan = one.detach().isnan()
+            if not values_are_readable(nan) or bool(nan.any()):
+                losses = losses.masked_fill(nan, torch.nan)
+    return losses
 
 
 def _any(conditions: list[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,10 @@ def check_no_broadcast(losses: Tensor, outputs: Tensor, targets: Tensor) -> None
     keeps_dim = outputs.dim() > 1 and targets.shape == (*outputs.shape[:1], 1, *outputs.shape[2:])
     is_index = targets.shape == outputs.shape[:1] + outputs.shape[2:] and not targets.is_floating_point()
     of_outputs = losses.shape == outputs.shape and (keeps_dim or is_index)  # one-hot inside the loss
-    if tuple(losses.shape) != _broadcast(outputs.shape, targets.shape) or same_number or of_outputs:
+    broadcast = _broadcast(outputs.shape, targets.shape)
+    flat = broadcast is not None and losses.dim() == 1 and losses.numel() > max(outputs.numel(), targets.numel())
+    made_so = tuple(losses.shape) == broadcast or (flat and losses.numel() == math.prod(broadcast or ()))
+    if not made_so or same_number or of_outputs:
         return
     if outputs.dim() == targets.dim() + 1 and outputs.shape[1] == 1:
         hint = "For a head of one number pass outputs[:, 0], or targets.unsqueeze(1)."
@@ -94,7 +98,7 @@ def check_no_broadcast(losses: Tensor, outputs: Tensor, targets: Tensor) -> None
         hint = "Where one target is meant for several outputs pass targets.expand_as(outputs)."
     raise ValueError(
         f"`outputs` and `targets` must have the same shape for this loss; got {tuple(outputs.shape)} and "
-        f"{tuple(targets.shape)}, which it broadcasts to {tuple(losses.shape)} losses. {hint}"
+        f"{tuple(targets.shape)}, which it broadcasts to {broadcast} losses. {hint}"
     )
 
 

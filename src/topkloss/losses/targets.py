@@ -65,15 +65,13 @@ def read_batch(
         batch = read_batch(outputs[None], targets[None], mask=mask, sample_weight=sample_weight)
         return batch._replace(is_batched=False)
     if outputs.dim() < 2:
+        is_same = targets.shape == outputs.shape and targets.is_floating_point()
+        soft = " For the probabilities of one element pass outputs[None] and targets[None]." if is_same else ""
         raise ValueError(
             "`targets` must be a scalar beside the logits of one element, shape (C,); "
-            f"got {tuple(outputs.shape)} and {tuple(targets.shape)}. {BINARY}"
+            f"got {tuple(outputs.shape)} and {tuple(targets.shape)}. {BINARY}{soft}"
         )
-    if outputs.shape[1] == 1:
-        raise ValueError(
-            f"`outputs` must have two classes or more, in dimension 1; got {tuple(outputs.shape)}, whose softmax is 1 "
-            f"whatever they are. {one_channel}"
-        )
+    check_classes(outputs, one_channel)
     of_elements = outputs.shape[:1] + outputs.shape[2:]
     is_index = targets.shape == of_elements or _has_channel(targets, outputs)
     if not (is_index or targets.shape == outputs.shape):
@@ -86,11 +84,25 @@ def read_batch(
     if is_index:
         check_beside("targets", targets, mask=mask, sample_weight=sample_weight)
         if not of_regions:
-            _warn_of_a_square(outputs)
+            warn_of_a_square(outputs)
         targets = _indices(targets, mask)
     else:
         check_beside("outputs[:, 0]", outputs[:, 0], mask=mask, sample_weight=sample_weight)
+        _check_dimension(targets)
     return Batch(outputs, targets, mask, sample_weight)
+
+
+def check_classes(outputs: Tensor, one_channel: str = BINARY) -> None:
+    """Two classes or more.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if outputs.shape[1] == 1:
+        raise ValueError(
+            f"`outputs` must have two classes or more, in dimension 1; got {tuple(outputs.shape)}, whose softmax is 1 "
+            f"whatever they are. {one_channel}"
+        )
 
 
 def _check_tensors(outputs: Tensor, targets: Tensor) -> None:
@@ -149,8 +161,28 @@ def _indices(targets: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(fits, targets, NOWHERE).long()
 
 
-def _warn_of_a_square(outputs: Tensor) -> None:
-    """Where (B, T, C) cannot be told from (N, C, d1) by its shape, and lies as if it were the former.
+def _check_dimension(targets: Tensor) -> None:
+    """The probabilities of an element are those of dimension 1, and not, by their sums, those of the last.
+
+    Of the first element alone, but where that is suspect: to read all would cost as much as the loss.
+    """
+    if targets.dim() < 3 or targets.numel() == 0 or not values_are_readable(targets):
+        return
+    targets, near = targets.detach(), 0.01
+    first = targets[(0, *(slice(None) if dim == 1 else 0 for dim in range(1, targets.dim())))]
+    last = targets[(0,) * (targets.dim() - 1)]
+    if abs(first.sum().item() - 1) <= near or not abs(last.sum().item() - 1) <= near:
+        return
+    if bool(((targets.sum(-1) - 1).abs() <= near).all()):
+        raise ValueError(
+            "`targets` must have the probabilities of each element, which sum to 1, in dimension 1; got "
+            f"{tuple(targets.shape)} with sums of 1 over the last. If the classes are the last dimension, pass "
+            "outputs.movedim(-1, 1) and targets.movedim(-1, 1)."
+        )
+
+
+def warn_of_a_square(outputs: Tensor) -> None:
+    """Says it where (B, T, C) cannot be told from (N, C, d1) by its shape, and lies as if it were the former.
 
     Two tokens of two classes are nobody's.
     """
