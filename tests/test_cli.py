@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -228,6 +229,13 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
         process.stdout.close()
         error = process.stderr.read()
     assert (process.returncode, error) == (141, "")
+
+
+def test_an_output_that_is_closed_from_the_start_is_no_error(tmp_path: Path) -> None:
+    AVERAGE.write(tmp_path)
+    command = f"{shlex.quote(sys.executable)} -m topkloss.app.cli report {shlex.quote(str(tmp_path))} >&-"
+    result = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

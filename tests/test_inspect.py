@@ -271,7 +271,9 @@ def test_a_run_is_inspected(trained: Path, tmp_path: Path, capsys: pytest.Captur
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / "losses.csv").unlink()
     assert main(["inspect", str(tmp_path / "run")]) == 2
-    assert "must have losses.csv, as runs have; got none." in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "must have losses.csv, as runs have; got none." in error
+    assert "run `topkloss evaluate` on it, and pass its held_out.csv." in error
     (tmp_path / "run" / "metrics.json").unlink()
     assert main(["inspect", str(tmp_path / "run")]) == 2
     assert "finishes it" in capsys.readouterr().err

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from tests.customers import write_customers, write_real
 from topkloss.app.cli import main
 from topkloss.app.data.dataset import read_table, split
-from topkloss.app.report.inspection import inspect
+from topkloss.app.report.inspection import inspect, text
 from topkloss.app.runs.cells import name_in, name_of
-from topkloss.app.runs.held_out import MODEL, PLAIN, HeldOut
+from topkloss.app.runs.held_out import HELD_OUT, MODEL, PLAIN, HeldOut
 from topkloss.app.runs.scores import contributions
 from topkloss.app.tasks.images.evaluate import evaluate
 from topkloss.app.tasks.images.fit import fit
 from topkloss.app.tasks.images.records import RunRecord
 from topkloss.app.tasks.images.run import load_run
-from topkloss.app.tasks.tables.records import TableRecord
+from topkloss.app.tasks.tables.records import LOSSES, TableRecord
 from topkloss.app.tasks.tables.text import numbers_of, rows_table
 
 CUSTOMERS = ("--task", "classification", "--label-column", "churn", "--ignore", "id", "household", "mass")
@@ -65,6 +65,10 @@ def test_evaluate_records_what_an_older_run_did_not(
     for name in ("one", "two"):
         shutil.copytree(trained, here / name)
         (here / name / "held_out.csv").unlink()
+        (here / name / "losses.csv").unlink()
+        metrics = json.loads((here / name / "metrics.json").read_text())
+        del metrics["best_epoch"]  # which came later, too
+        (here / name / "metrics.json").write_text(json.dumps(metrics))
     (here / "two" / "config.yaml").write_text(
         (here / "two" / "config.yaml").read_text().replace("batch-size: 9", "batch-size: 8")
     )
@@ -156,6 +160,10 @@ def test_a_run_on_a_table_records_both_models(here: Path) -> None:
     assert gain[1] is not None
     assert record.judged == "cross-entropy"
     assert float((gain[0] - gain[1]).sum()) == pytest.approx(record.difference)
+    whole, own = (
+        text(inspect(Path("run", name), part=part)) for name, part in ((HELD_OUT, None), (LOSSES, "held_out"))
+    )
+    assert whole == own.replace(", held_out", "")  # of the model alone, not of both
 
 
 def test_runs_on_tables_are_judged_by_what_they_were_chosen_by(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from tests.ranks import START
 from topkloss.app.cli import main
 from topkloss.app.errors import InputError
 from topkloss.app.tasks.images.callbacks import Lines, is_over
-from topkloss.app.tasks.images.checkpoints import load
+from topkloss.app.tasks.images.checkpoints import CHECKPOINT, load
 from topkloss.app.tasks.images.fit import fit, resume
 from topkloss.app.tasks.images.models import create_model
 from topkloss.app.tasks.images.records import EpochRecord, RunRecord, TrainConfig
@@ -310,6 +310,23 @@ def test_the_best_epoch_survives_an_interruption(
     fit_one_epoch(given, monkeypatch)
     assert resume(given.folder).best_epoch == whole.best_epoch == 1
     assert results(given.folder) == results(tmp_path / "whole")
+
+
+def test_a_best_epoch_of_an_earlier_version_has_no_weights_and_that_is_said(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That version kept the last weights: what is recorded is of them."""
+    given = replace(config, epochs=3, lr=0.3, opt="sgd", sched="none", early_stopping=2)
+    fit_one_epoch(given, monkeypatch)
+    checkpoint = torch.load(given.folder / CHECKPOINT, weights_only=True)
+    del checkpoint["best"], checkpoint["progress"]["best_epoch"]
+    torch.save(checkpoint, given.folder / CHECKPOINT)
+    assert main(["train", "--resume", str(given.folder)]) == 0
+    record = RunRecord.read(given.folder)
+    assert (record.best_epoch, len(record.epochs)) == (None, 3)
+    assert "the weights are those of the last epoch, 3: an earlier version" in capsys.readouterr().out
+    right = sum(record.recall[name] * record.support[name] for name in record.classes)
+    assert right / sum(record.support.values()) == pytest.approx(record.last.accuracy)
 
 
 # Refused

@@ -19,6 +19,7 @@ from topkloss.app.loading import loading
 from topkloss.app.options.option import refusals_of
 from topkloss.app.report.probabilities import check_losses, read_rows
 from topkloss.app.runs.cells import name_of
+from topkloss.app.runs.held_out import FIRST, MODEL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,8 +203,9 @@ def _read(
                     )
             places = [columns.index(column) for column in wanted.values()]
             of_part = columns.index(PART) if columns.count(PART) == 1 else None
+            of_models = tuple(columns[: len(FIRST)]) == FIRST  # beside the run's own a table's plain average
             for row in reader:
-                if row:
+                if row and not (of_models and row[0] != MODEL):
                     cells = [row[place].strip() if place < len(row) else "" for place in places]
                     losses.append(_number(path, reader.line_num, loss_column, cells[0]))
                     labels += map(name_of, _named(path, reader.line_num, class_column, cells[1:]))

@@ -102,11 +102,13 @@ def _said(found: _Found, score: str, p: float | None, tests: int, unit: str) -> 
     large = kind.factor * max(map(abs, (compared.value, compared.low, compared.high)))
     head = f"{_number(factor * compared.value, large)} {kind.words} [{_number(low, large)}, {_number(high, large)}]"
     if compared.test == "no example differs":
-        return f"the same {kind.words} on each of the {unit}: nothing differs."
+        return f"the same on each of the {unit}: nothing differs."
     least = f"{_digits(kind.factor * compared.detectable(tests)):g}"
     chance = f"p {p:.2g} by {compared.test}"
     if p < 0.05:
-        said = f"{'better' if compared.value > 0 else 'worse'}, beyond what chance explains"
+        # of one run each, chance in training is not in the p
+        chosen = f"the choice of {unit}" if math.isinf(compared.freedom) else "chance"
+        said = f"{'better' if compared.value > 0 else 'worse'}, beyond what {chosen} explains"
     else:
         said = f"no difference that can be shown here; about {least} could have been"
     return f"{head}, {chance}: {said}."

@@ -16,7 +16,7 @@ from topkloss.app.errors import InputError
 from topkloss.app.runs.cells import name_in, name_of
 from topkloss.app.runs.files import replacing
 
-__all__ = ["HELD_OUT", "MODEL", "PLAIN", "HeldOut", "Outputs", "example"]
+__all__ = ["FIRST", "HELD_OUT", "MODEL", "PLAIN", "HeldOut", "Outputs", "example"]
 
 # In the folder of a run.
 HELD_OUT = "held_out.csv"
@@ -24,6 +24,7 @@ HELD_OUT = "held_out.csv"
 # Which model a line is of: the run's, or, of a table, the plain average beside it.
 MODEL, PLAIN = "model", "plain_average"
 
+# The names of its first columns.
 FIRST = ("model", "example", "name", "label", "prediction", "loss")
 
 # Examples x classes: beyond, the probabilities would fill the disk, and are left out (40 MB).

@@ -12,6 +12,7 @@ from typing import Any
 from topkloss.app.errors import InputError, shown, stop
 from topkloss.app.options.file import content_of, given
 from topkloss.app.options.option import Option
+from topkloss.app.runs.held_out import HELD_OUT
 from topkloss.app.tasks.images.task import IMAGES
 from topkloss.app.tasks.interface import RunLosses, Task
 from topkloss.app.tasks.tables.task import TABLES
@@ -140,7 +141,8 @@ def losses_at(path: Path) -> RunLosses | None:
         found = task_of_run(path).losses(path)
         if not found.path.exists():
             raise InputError(
-                f"{path} must have {found.path.name}, as runs have; got none. Copy it whole, or train again."
+                f"{path} must have {found.path.name}, as runs have; got none. Copy it whole; of an earlier version, "
+                f"run `topkloss evaluate` on it, and pass its {HELD_OUT}."
             )
         return found
     if not (path.parent / "config.yaml").exists() or not (path.parent / "metrics.json").exists():

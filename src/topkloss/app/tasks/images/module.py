@@ -164,13 +164,13 @@ class ImageClassifier(lightning.LightningModule):
                 f"{epoch.epoch} the loss is {epoch.train_loss}. Pass --lr {self.config.lr / 10:g}."
             )
         before = [one.cross_entropy for one in self.progress.epochs]
-        if self.config.early_stopping is None or all(epoch.cross_entropy < one for one in before):
+        if self.config.early_stopping is not None and all(epoch.cross_entropy < one for one in before):
+            self.progress.best_epoch = epoch.epoch
+            kept = self._measured.state_dict()
+            self._best = {name: value.detach().cpu().clone() for name, value in kept.items()}
+        if self.progress.best_epoch in (None, epoch.epoch):  # the weights would be those of this epoch
             self.progress.recall = self._of_classes(self.recall.compute().tolist())
             self.progress.gradient = self._of_classes(mined.gradient_of_class)
-            if self.config.early_stopping is not None:
-                self.progress.best_epoch = epoch.epoch
-                kept = self._measured.state_dict()
-                self._best = {name: value.detach().cpu().clone() for name, value in kept.items()}
         self.progress.epochs.append(epoch)
         self.monitor.reset()
 

@@ -28,6 +28,9 @@ LOSSES = "losses.csv"
 # Fields of a `RunRecord` that stand in metrics.json under their names.
 MEASURED = ("recall", "support", "gradient", "time", "seconds", "best_epoch")
 
+# Of these, what runs of earlier versions have not.
+NEWER = ("best_epoch",)
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -178,7 +181,7 @@ class RunRecord:
                     EpochRecord(int(row.pop("epoch")), **{name: float(value) for name, value in row.items()})
                     for row in rows
                 ),
-                **{name: metrics[name] for name in MEASURED},
+                **{name: metrics[name] for name in MEASURED if name in metrics or name not in NEWER},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             finished = (folder / "metrics.json").exists()

@@ -51,6 +51,12 @@ def _trained(record: RunRecord) -> str:
             f"the weights are those of epoch {record.best_epoch} of {len(record.epochs)}, whose held-out "
             f"cross-entropy, {record.last.cross_entropy:.4f}, is the lowest"
         ]
+    elif record.config.early_stopping is not None:
+        lowest = min(record.epochs, key=lambda epoch: epoch.cross_entropy)
+        lines[:0] = [
+            f"the weights are those of the last epoch, {len(record.epochs)}: an earlier version, which kept no best "
+            f"ones, made epoch {lowest.epoch}, whose held-out cross-entropy, {lowest.cross_entropy:.4f}, is the lowest"
+        ]
     return "\n".join(lines)
 
 
