@@ -82,7 +82,7 @@ def _refuse_features(asked: Mapping[str, Any]) -> None:
     What cannot be read here is left to the task, which says what is wrong with it.
     """
     path = asked.get("csv")
-    if path is None or os.path.isdir(path) or "image_column" in asked or "label_columns" in asked:
+    if path is None or not os.path.isfile(path) or "image_column" in asked or "label_columns" in asked:
         return
     from topkloss.app.data.reader import open_reader
 
