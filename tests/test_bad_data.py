@@ -239,7 +239,7 @@ TABLES = [
         "no header", content("\n".join(LINES[1:])), "t.csv, line 1: there must be one column `image`; got 2-0.png, 2."
     ),
     Case("column twice", table({1: "image,label,label"}), "t.csv, line 1: there must be one column `label`; "),
-    Case("separator", table(name="t.tsv"), "t.tsv, line 1: there must be one column `image`; got image,label."),
+    Case("separator", table({1: "image:label"}), "t.csv, line 1: there must be one column `image`; got image:label."),
     Case(
         "option's column",
         table({}, "--image-column", "file"),

@@ -56,6 +56,12 @@ DIALECTS: dict[str, Callable[[str], bytes]] = {
     "bars": lambda text: text.replace(",", "|").encode(),
     "Unicode text of Excel": lambda text: text.replace(",", "\t").encode("utf-16"),
     "Excel's first line": lambda text: b"sep=;\r\n" + swap(text).encode(),
+    "Excel's first line, of a Mac": lambda text: ("SEP=;\n" + swap(text)).replace("\n", "\r").encode(),
+    "lines before": lambda text: ("\n  \n" + text).encode(),
+    "32 bits": lambda text: swap(text).encode("utf-32"),
+    "a comma in a name": lambda text: "".join(
+        f"{line};{'w, h' if line.startswith('image') else '1,5'}\n" for line in swap(text).splitlines()
+    ).encode(),
     "quotes": lambda text: swap(text.replace("image", '"image"').replace("2-0.png", '"2-0.png"')).encode(),
 }
 
@@ -65,6 +71,29 @@ def test_a_list_is_read_however_its_cells_are_separated(write: Callable[[str], b
     plain = pairs(read_table(table))
     table.write_bytes(write(table.read_text()))
     assert pairs(read_table(table)) == plain
+
+
+def test_the_name_of_a_file_that_says_tabs_is_no_law(table: Path) -> None:
+    plain, tabbed = pairs(read_table(table)), table.with_suffix(".tsv")
+    tabbed.write_text(swap(table.read_text()))
+    assert pairs(read_table(tabbed)) == plain
+
+
+def test_a_workbook_is_called_one_though_its_bytes_are_letters(table: Path) -> None:
+    table.write_bytes(b"PK\x03\x04" + bytes(60))
+    with pytest.raises(InputError, match=r"got an Excel workbook, or another zip\. Save the sheet as CSV UTF-8"):
+        read_table(table)
+
+
+def test_columns_of_parquet_that_are_no_names_are_a_sentence(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names, labels = pyarrow.array(["2-0.png", "2-1.png"]), pyarrow.array([b"a", b"b"], pyarrow.binary(1))
+    parquet.write_table(pyarrow.table({"image": names, "label": labels}), "bytes.parquet")
+    with pytest.raises(InputError, match=r"`label` must be a column of text or numbers; got one of fixed_size_binary"):
+        read_table(Path("bytes.parquet"))
+    twice = pyarrow.Table.from_arrays([names, names, names], names=["image", "label", "label"])
+    parquet.write_table(twice, "twice.parquet")
+    assert main(["check", "twice.parquet"]) == 2
+    assert "there must be one column `label`; got image, label, label." in capsys.readouterr().out
 
 
 def test_a_separator_within_quotes_separates_nothing(table: Path) -> None:

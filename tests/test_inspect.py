@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from tests.test_docs import DOCS, FENCE, read
 from topkloss.app.cli import main
@@ -83,7 +85,11 @@ def test_a_constant_that_wins_nowhere_or_everywhere_is_said(tmp_path: Path, cons
     [
         ("tabs.tsv", "label\tloss\ndog\t4\ncat\t2\ncat\t1\ncat\t1\n"),
         ("bom.csv", "\ufeff loss , label \r\n4, dog\r\n\r\n2,cat\r\n1,cat\r\n1,cat"),
-        ("more.csv", 'id,"loss",label\na,4e0,dog\n"b,\n",2,cat\nc,1.0,cat\nd,1,cat,and more\n'),
+        ("more.csv", 'id,"loss",label,\na,4e0,dog\n"b,\n",2,cat\nc,1.0,cat\nd,1,cat,and more\n'),
+        ("excel.csv", "\ufefflabel;loss\r\ndog;4,0\r\ncat;2\r\ncat;1,0\r\ncat;1\r\n"),
+        ("said.csv", "sep=;\rlabel;loss\rdog;4\rcat;2\rcat;1\rcat;1\r"),
+        ("BIG.TSV", "label\tloss\ndog\t4\ncat\t2\ncat\t1\ncat\t1\n"),
+        ("no_tabs.tsv", "label;loss\ndog;4\ncat;2\ncat;1\ncat;1\n"),
     ],
 )
 def test_other_spellings_of_the_same_file(tmp_path: Path, name: str, content: str) -> None:
@@ -106,6 +112,18 @@ BAD = [
     ("loss,label\n1,a\n,a\n", "{path}, line 3: `loss` must be a number; got nothing. Correct the line or remove it."),
     ("loss,label\n\n1,a\nnan,a\n", "{path}, line 4: `loss` must be a number; got nan. Correct the line or remove it."),
     ("label,loss\na\n", "{path}, line 2: `loss` must be a number; got nothing. Correct the line or remove it."),
+    (
+        "loss,label\n1,234,a\n",
+        "{path}, line 2: there must be as many cells as columns, 2; got 3. "
+        "Put a cell that holds a separator in quotes.",
+    ),
+    ("loss,label\n1_000,a\n", "{path}, line 2: `loss` must be a number; got 1_000. Correct the line or remove it."),
+    ('loss,label\n"1,234.5",a\n', "{path}, line 2: `loss` must be a number; got 1,234.5. Write 1234.5 for 1,234.5."),
+    (
+        "loss;label\n1,5;a\n2.5;a\n",
+        "{path}, line 3: a table with decimal commas must have no points in its numbers; got '2.5' in `loss`, and "
+        "'1,5' in `loss`, line 2. Write all with one sign, without separators of thousands.",
+    ),
     ("loss,label\n1,\n", "{path}, line 2: `label` must not be empty; got nothing. Fill it in or remove the line."),
 ]
 
@@ -122,7 +140,7 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path, content: str | None, sentenc
 
 def test_a_file_that_is_no_text_is_said(tmp_path: Path) -> None:
     (tmp_path / "losses.csv").write_bytes(b"loss\n\xff\xfe\n")
-    with pytest.raises(InputError, match="must be a CSV file in UTF-8; got 'utf-8' codec"):
+    with pytest.raises(InputError, match=r"line 2: a table must be text in UTF-8; got the byte 0xff\."):
         inspect(tmp_path / "losses.csv")
     with pytest.raises(InputError, match="must be a CSV file in UTF-8; got Is a directory"):
         inspect(tmp_path)
@@ -168,6 +186,7 @@ def test_classes_are_in_numerical_order(tmp_path: Path) -> None:
     assert inspect(path, class_column="label").names == ("9", "10", "a", "nan")
 
 
+@pytest.mark.filterwarnings("ignore:A font must have the letters:UserWarning")  # not every machine has one
 def test_a_name_is_no_formula_and_commands_no_terminal(tmp_path: Path) -> None:
     path = write(tmp_path, 'loss,label\n1,$x_1$\n2,^{\n3,a<b>&\n4,"\x1b[31m\nred"\n5,漢字\n6,' + 40 * "long" + "\n")
     inspection = inspect(path, class_column="label", constant_loss=2)
@@ -377,3 +396,16 @@ def test_predictions_are_not_taken_for_losses(
     for column in ("probability", *columns[4:]):
         assert main(["inspect", str(out), "--loss-column", column]) == 2
         assert "must be losses" in capsys.readouterr().err
+
+
+def test_a_parquet_file_of_losses_is_inspected(tmp_path: Path) -> None:
+    columns = {"label": ["dog", "cat", "cat", "cat"], "loss": [4.0, 2.0, 1.0, 1.0]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "losses.parquet")
+    path = tmp_path / "losses.parquet"
+    assert text(inspect(path, class_column="label", constant_loss=3, fractions=[0.25, 0.5, 1])) == TEXT
+
+
+def test_probabilities_with_decimal_commas_are_no_losses(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("heron;egret\n0,25;0,75\n0,5;0,5\n")
+    with pytest.raises(InputError, match="with columns beside it, it adds up to 1"):
+        inspect(tmp_path / "p.csv", loss_column="heron")

@@ -262,3 +262,10 @@ def test_a_run_remembers_its_range(
     extra = {"metadata.json": ""}
     torch.export.load("model.pt2", extra_files=extra)
     assert json.loads(extra["metadata.json"])["pixel_range"] == [0.0, 255.0]
+
+
+@pytest.mark.parametrize("comment", [b"# of a Mac\r", b"#" + bytes(5000).replace(b"\0", b"x") + b"\n"])
+def test_a_comment_hides_no_depth(comment: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5\n" + comment + b"2 2\n65535\n" + bytes(8))
+    with pytest.raises(BadImage, match="16 bits per channel"):
+        read_header(tmp_path / "a.pgm")

@@ -15,7 +15,7 @@ __all__ = ["EIGHT", "Depth", "depth_of"]
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 # The header of a codestream of JPEG 2000, SOC and SIZ, begins in the first boxes of its file.
 SIZ, FIRST_BOXES = b"\xff\x4f\xff\x51", 1 << 20
-PPM_HEADER = re.compile(rb"P([1-6])(?:(?:\s|#[^\n]*\n)+(\d+)){3}")
+PPM_HEADER = re.compile(rb"P([1-6])(?:(?:\s|#[^\r\n]*[\r\n])+(\d+)){3}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,10 @@ def _of_jpeg2000(path: Path) -> Depth:
 
 def _of_ppm(path: Path) -> Depth:
     with path.open("rb") as file:
-        found = PPM_HEADER.match(file.read(4096))
+        head = file.read(FIRST_BOXES)
+    found = PPM_HEADER.match(head)
+    if found is None and head[:2] in (b"P2", b"P3", b"P5", b"P6"):
+        raise ValueError("no depth in the header")
     if found is None or found[1] in b"14":
         return EIGHT
     return Depth(max(8, int(found[2]).bit_length()))

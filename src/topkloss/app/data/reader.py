@@ -38,7 +38,7 @@ def open_reader(table: Path, content: bytes) -> Reader:
     """Opens a table by its suffix.
 
     Args:
-        table: ``.parquet`` is Parquet, tabs separate the columns of a ``.tsv``, all else is CSV (see `delimiter_of`).
+        table: ``.parquet`` is Parquet, all else is text, that of a ``.tsv`` separated by tabs (see `delimiter_of`).
         content: Its bytes.
 
     Raises:
@@ -52,10 +52,11 @@ class _Text:
 
     def __init__(self, table: Path, content: bytes) -> None:
         self.table = table
-        self.head = f"{table}, line 1"
         self.text = text_of(table, content)
         self.first, self.delimiter = delimiter_of(self.text, is_tabbed=table.suffix.lower() == ".tsv")
-        self.names = [whole(name) for name in next(self._rows(), (0, []))[1]]
+        line, names = next(self._rows(), (1, []))
+        self.head = f"{table}, line {line}"
+        self.names = [whole(name) for name in names]
 
     def read(self, columns: Sequence[str], refuse: Refuse) -> Iterator[tuple[int, list[str]]]:
         places = [self.names.index(column) for column in columns]
@@ -114,7 +115,7 @@ class _Parquet:
         there = [self.columns[self.names.index(column)] for column in columns]
         kinds = {column: self.file.schema_arrow.field(column).type for column in there}
         for column, kind in kinds.items():
-            if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+            if types.is_nested(kind) or "binary" in str(kind):
                 raise InputError(
                     f"{self.table}: `{shown(column)}` must be a column of text or numbers; got one of {kind}. "
                     "Write the images to files and their paths to the table."

@@ -5,7 +5,6 @@ torch is loaded to compute, when the options and the file have been found right.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from topkloss.app.alignment import aligned, shortened
 from topkloss.app.data.examples import numerically
-from topkloss.app.errors import InputError
+from topkloss.app.data.reader import Reader, open_reader
+from topkloss.app.data.spelling import decimal_commas, number, spelling, with_point
+from topkloss.app.errors import InputError, stop
 from topkloss.app.loading import loading
 from topkloss.app.options.option import refusals_of
-from topkloss.app.report.probabilities import check_losses, read_rows
+from topkloss.app.report.probabilities import check_losses, rows_of
 from topkloss.app.runs.cells import name_of
 from topkloss.app.runs.held_out import FIRST, MODEL
 
@@ -73,7 +74,7 @@ def inspect(
     """Reads a file and computes what each fraction selects.
 
     Args:
-        path: CSV in UTF-8, or separated by tabs if it ends in ``.tsv``; the first line names the columns.
+        path: CSV, TSV or Parquet, see `topkloss.app.data.reader.open_reader`; the first line names the columns.
         loss_column: The column of the losses, one number per line; infinite ones are allowed.
         class_column: The column of the classes, any text. Default: no class shares.
         constant_loss: See `topkloss.loop.inspect.inspect_fractions`.
@@ -86,10 +87,11 @@ def inspect(
         InputError: One sentence, with the file and the line or with the option.
     """
     _check(fractions or (), constant_loss)
-    values, labels, taken = _read(path, loss_column, class_column, part)
-    check_losses(path, loss_column, values, lambda: read_rows(path))
+    reader = _opened(path, loss_column)
+    values, labels, taken = _read(path, reader, loss_column, class_column, part)
+    check_losses(path, loss_column, values, lambda: rows_of(reader))
     called = sorted(set(labels), key=numerically)
-    number = {name: place for place, name in enumerate(called)}
+    place_of = {name: place for place, name in enumerate(called)}
 
     with loading():
         import torch
@@ -100,7 +102,7 @@ def inspect(
     table = inspect_fractions(
         losses,
         fractions=FRACTIONS if fractions is None else fractions,
-        classes=torch.tensor([number[label] for label in labels]) if labels else None,
+        classes=torch.tensor([place_of[label] for label in labels]) if labels else None,
         constant_loss=constant_loss,
     )
     entropy = -sum(share * math.log(share) for share in table.shares.values()) if is_cross_entropy and labels else None
@@ -184,37 +186,39 @@ def _classes(inspection: Inspection) -> list[str]:
     return lines
 
 
+def _opened(path: Path, loss_column: str) -> Reader:
+    try:
+        return open_reader(path, path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{path} must be a CSV file in UTF-8; got {error.strerror or error}. "
+            f"Pass a file with the column {loss_column}."
+        ) from error
+
+
 def _read(
-    path: Path, loss_column: str, class_column: str | None, part: str | None
+    path: Path, reader: Reader, loss_column: str, class_column: str | None, part: str | None
 ) -> tuple[list[float], list[str], str]:
     """The losses, the class of each, or none, and which part of the file that is."""
     wanted = {"--loss-column": loss_column} | ({} if class_column is None else {"--class-column": class_column})
+    for option, column in wanted.items():
+        if reader.names.count(column) != 1:
+            raise InputError(
+                f"{reader.head}: there must be one column `{column}`; got "
+                f"{', '.join(map(_shown, reader.names)) or 'nothing'}. Pass its name as `{option}`."
+            )
+    commas = decimal_commas(path, reader, [loss_column], optional=False)
+    has_parts = reader.names.count(PART) == 1
     losses: list[float] = []
     labels, parts = list[str](), list[str]()
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            columns = [name.strip() for name in next(reader, [])]
-            for option, column in wanted.items():
-                if columns.count(column) != 1:
-                    raise InputError(
-                        f"{path}, line 1: there must be one column `{column}`; got "
-                        f"{', '.join(map(_shown, columns)) or 'nothing'}. Pass its name as `{option}`."
-                    )
-            places = [columns.index(column) for column in wanted.values()]
-            of_part = columns.index(PART) if columns.count(PART) == 1 else None
-            of_models = tuple(columns[: len(FIRST)]) == FIRST  # beside the run's own a table's plain average
-            for row in reader:
-                if row and not (of_models and row[0] != MODEL):
-                    cells = [row[place].strip() if place < len(row) else "" for place in places]
-                    losses.append(_number(path, reader.line_num, loss_column, cells[0]))
-                    labels += map(name_of, _named(path, reader.line_num, class_column, cells[1:]))
-                    parts += [] if of_part is None else [row[of_part].strip() if of_part < len(row) else ""]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{path} must be a CSV file in UTF-8; got {getattr(error, 'strerror', None) or error}. "
-            f"Pass a file with the column {loss_column}."
-        ) from error
+    of_models = tuple(reader.names[: len(FIRST)]) == FIRST  # beside the run's own a table's plain average
+    beside = ([PART] if has_parts else []) + ([FIRST[0]] if of_models else [])
+    for line, cells in reader.read([*wanted.values(), *beside], stop):
+        if of_models and cells[-1] != MODEL:
+            continue
+        losses.append(_number(path, line, loss_column, with_point(cells[0]) if commas else cells[0]))
+        labels += map(name_of, _named(path, line, class_column, cells[1 : len(wanted)]))
+        parts += cells[len(wanted) :][: int(has_parts)]
     if not losses:
         raise InputError(f"{path}, line 2: there must be a loss; got the names of the columns only. Add losses.")
     taken = _part(path, parts, part)
@@ -244,15 +248,10 @@ def _part(path: Path, parts: Sequence[str], part: str | None) -> str | None:
 
 
 def _number(path: Path, line: int, column: str, cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if math.isnan(value):
-        raise InputError(
-            f"{path}, line {line}: `{column}` must be a number; got {_shown(cell) or 'nothing'}. "
-            "Correct the line or remove it."
-        )
+    value = number(cell)
+    if value is None:
+        way = spelling(cell)[1] or "Correct the line or remove it"
+        raise InputError(f"{path}, line {line}: `{column}` must be a number; got {_shown(cell) or 'nothing'}. {way}.")
     return value
 
 

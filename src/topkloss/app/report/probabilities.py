@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from topkloss.app.errors import InputError
+from topkloss.app.data.reader import Reader
+from topkloss.app.data.spelling import with_point
+from topkloss.app.errors import InputError, stop
 
-__all__ = ["check_losses", "read_rows"]
+__all__ = ["check_losses", "rows_of"]
 
 # What such columns are called; from 0 to 1 and the more the better, or below 0 and the more the better.
 SHARES = re.compile(
@@ -75,7 +76,8 @@ def _is_share(cell: str) -> bool:
     return math.isfinite(value) and 0 <= value <= 1
 
 
-def read_rows(path: Path) -> list[list[str]]:
-    """All cells of a file, which was read before."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+def rows_of(reader: Reader) -> list[list[str]]:
+    """All cells of a table, the names of its columns first."""
+    names = list(dict.fromkeys(reader.names))
+    rows = (cells for _, cells in reader.read(names, stop))
+    return [names, *([with_point(cell) for cell in cells] if reader.delimiter == ";" else cells for cells in rows)]

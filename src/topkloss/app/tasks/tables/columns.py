@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from topkloss.app.data.listing import PARTS, SPLIT, content_of
 from topkloss.app.data.reader import Reader, open_reader
+from topkloss.app.data.spelling import decimal_commas, is_date, number, spelling, with_point
 from topkloss.app.errors import InputError, Refuse, shown
 from topkloss.app.tasks.tables.config import TableConfig
-from topkloss.app.tasks.tables.spelling import decimal_commas, is_date, number, spelling, with_point
 
 __all__ = ["Floats", "Kinds", "Rows", "kinds_of", "open_table", "read_rows"]
 

@@ -79,13 +79,14 @@ def with_point(cell: str) -> str:
     return cell.replace(",", ".") if COMMA.fullmatch(cell) else cell
 
 
-def decimal_commas(source: Path, reader: Reader, names: Sequence[str]) -> frozenset[str]:
+def decimal_commas(source: Path, reader: Reader, names: Sequence[str], *, optional: bool = True) -> frozenset[str]:
     """The columns that have decimal commas, as a file has whose cells are separated by semicolons.
 
     Args:
         source: The file.
         reader: Of it.
         names: Of the columns that may hold numbers.
+        optional: Whether an option can say that a column holds none.
 
     Raises:
         InputError: If numbers with points stand beside them, which may be thousands or decimals.
@@ -104,9 +105,10 @@ def decimal_commas(source: Path, reader: Reader, names: Sequence[str]) -> frozen
         (one, (line, cell)), (other, (where, number)) = next(iter(points.items())), next(iter(commas.items()))
         both = one if one in commas else ""
         where, number = commas.get(both, (where, number))
+        instead = f", or pass --ignore or --categorical {one!r}" if optional else ""
         raise InputError(
             f"{shown(source)}, {reader.unit} {line}: a table with decimal commas must have no points in its numbers; "
             f"got {cell!r} in `{shown(one)}`, and {number!r} in `{shown(both or other)}`, {reader.unit} {where}. "
-            f"Write all with one sign, without separators of thousands, or pass --ignore or --categorical {one!r}."
+            f"Write all with one sign, without separators of thousands{instead}."
         )
     return frozenset(commas)
