@@ -6,6 +6,7 @@ import ast
 import doctest
 import graphlib
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -84,7 +85,7 @@ NO_EXAMPLE = {
 }
 
 # Of processor time, where torch itself takes this much; on a slower processor as much more.
-MILLISECONDS_OF_IMPORT, MILLISECONDS_OF_TORCH = 50, 1300
+MILLISECONDS_OF_IMPORT, MILLISECONDS_OF_TORCH = 30, 1300
 
 
 def module_name(file: Path) -> str:
@@ -350,11 +351,16 @@ print(1000 * (end - between), 1000 * (between - start), *sorted(set(sys.modules)
 """
 
 
-def test_import_is_light() -> None:
+def test_import_is_light(tmp_path: Path) -> None:
+    # As an installation has it: pip compiles what it installs, so the first of these fills a cache and is not timed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)
+    command = [sys.executable, "-W", "error", "-c", IMPORT]
     fastest = float("inf")
-    for _ in range(5):  # a busy machine may take several tries; a heavy import fails all of them
-        command = [sys.executable, "-W", "error", "-c", IMPORT]
-        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    for attempt in range(6):  # a busy machine may take several tries; a heavy import fails all of them
+        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+        if attempt == 0:
+            continue
         own, torchs, *loaded = run.stdout.split()
         assert loaded, "nothing was imported"
         assert [name for name in loaded if name.split(".")[0] != "topkloss"] == []
