@@ -28,3 +28,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         TrainConfig(csv=str(table), model="test_convnext", image_size=32, epochs=1, batch_size=9, out=str(root / "run"))
     )
     return root / "run"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ids are the same in every process, or the tests cannot be shared between some."""
+    places = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if places:
+        raise pytest.UsageError(f"{places[0]} has the address of an object in its id; name it by `ids`")
