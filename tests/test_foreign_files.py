@@ -319,7 +319,9 @@ def test_many_bad_images_have_a_way_out(table: Path) -> None:
         (table.parent / f"2-{number}.png").write_text("hello")
     text = check(str(table), DataOptions()).text()
     assert text.count("no known image format") == 4
-    assert "`topkloss train --on-bad-image skip` would leave out the 6 that cannot be used, and count them." in text
+    assert f"`topkloss train {table} --on-bad-image skip`, with the options of this check, would leave out" in text
+    table = table.rename(table.with_name("my list.csv"))
+    assert f"`topkloss train '{table}' --on-bad-image skip`, " in check(str(table), DataOptions()).text()
 
 
 @pytest.mark.parametrize(
