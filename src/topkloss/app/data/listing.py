@@ -133,7 +133,7 @@ def list_table(table: Path, options: DataOptions, refuse: Refuse) -> Listing:
     return replace(listing, rows=tuple(rows))
 
 
-def content_of(table: Path, columns: str = "image,label") -> bytes:
+def content_of(table: Path, columns: str = "the columns image,label") -> bytes:
     """The bytes of a file.
 
     Args:
@@ -143,14 +143,14 @@ def content_of(table: Path, columns: str = "image,label") -> bytes:
     Raises:
         InputError: One sentence, if it is none or cannot be read.
     """
-    if os.path.exists(table) and not os.path.isfile(table):
+    if os.path.exists(table) and not os.path.isfile(table) and not os.path.isdir(table):  # a pipe would wait for ever
         raise InputError(f"{shown(table)} must be a file or a folder; got neither. Pass a CSV file.")
     try:
         return table.read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(
             f"{shown(table)} must be a CSV file in UTF-8; got {getattr(error, 'strerror', None) or error}. "
-            f"Pass a file with the columns {columns}."
+            f"Pass a file with {columns}."
         ) from error
 
 

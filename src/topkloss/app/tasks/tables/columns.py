@@ -110,7 +110,7 @@ def open_table(path: Path, config: TableConfig, *, labelled: bool = True, featur
     Raises:
         InputError: One sentence, if it cannot be read, or a column is missing or there twice.
     """
-    content = content_of(path, f"of features and {shown(config.label_column)}")
+    content = content_of(path, f"the columns of features and {shown(config.label_column)}")
     reader = open_reader(path, content)
     split = config.split_column or (SPLIT if labelled and SPLIT in reader.names else None)
     wanted: list[tuple[str, str]] = [("", name) for name in features]
