@@ -218,6 +218,23 @@ def test_losses_whose_points_may_part_thousands_are_refused(tmp_path: Path, caps
     )
 
 
+@pytest.mark.parametrize(
+    ("asked", "text", "option"),
+    [
+        (("check", "--task", "classification"), "1.5,x,no\n2.5,y,yes\n", "--label-column"),
+        (("inspect",), "1.5,a\n2.5,b\n", "--loss-column"),
+        (("inspect",), "1,5;a\n2,5;b\n", "--loss-column"),
+    ],
+)
+def test_a_table_without_names_is_said_to_need_them(
+    asked: tuple[str, ...], text: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    assert main([asked[0], str(tmp_path / "t.csv"), *asked[1:]]) == 2
+    way = f". If that is a row, add a line with the names above it; if not, pass its name as `{option}`."
+    assert way in "".join(capsys.readouterr())
+
+
 def test_a_label_in_percent_has_the_advice_too(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"`c` must be a finite number .* got '1 %'\. Write 12 or 0\.12"):
         read(tmp_path / "t.csv", column(lambda n: f"{n} %"), task="regression", label_column="c", ignore=("label",))

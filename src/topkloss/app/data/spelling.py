@@ -11,7 +11,7 @@ from pathlib import Path
 from topkloss.app.data.reader import Reader
 from topkloss.app.errors import InputError, shown
 
-__all__ = ["decimal_commas", "is_date", "number", "spelling", "with_point"]
+__all__ = ["decimal_commas", "is_date", "naming", "number", "spelling", "with_point"]
 
 COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 # With a point that may part thousands, and numbers too small for one.
@@ -119,6 +119,13 @@ def spelling(cell: str) -> tuple[str, str]:
 def with_point(cell: str) -> str:
     """A number with a decimal comma, written with a point; any other cell as it is."""
     return cell.replace(",", ".") if COMMA.fullmatch(cell) else cell
+
+
+def naming(reader: Reader, option: str) -> str:
+    """The way out where a column is not there: to name it, or, where numbers stand for names, perhaps all columns."""
+    if reader.unit == "line" and any(number(with_point(name)) is not None for name in reader.names):
+        return f"If that is a row, add a line with the names above it; if not, pass its name as `{option}`."
+    return f"Pass its name as `{option}`."
 
 
 def decimal_commas(source: Path, reader: Reader, names: Sequence[str], *, optional: bool = True) -> frozenset[str]:

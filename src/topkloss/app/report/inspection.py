@@ -15,7 +15,7 @@ from topkloss.app.alignment import aligned, shortened
 from topkloss.app.data.examples import numerically
 from topkloss.app.data.listing import content_of
 from topkloss.app.data.reader import Reader, open_reader
-from topkloss.app.data.spelling import decimal_commas, number, spelling, with_point
+from topkloss.app.data.spelling import decimal_commas, naming, number, spelling, with_point
 from topkloss.app.errors import InputError, stop
 from topkloss.app.loading import loading
 from topkloss.app.options.option import refusals_of
@@ -200,7 +200,7 @@ def _read(
         if reader.names.count(column) != 1:
             raise InputError(
                 f"{reader.head}: there must be one column `{column}`; got "
-                f"{', '.join(map(_shown, reader.names)) or 'nothing'}. Pass its name as `{option}`."
+                f"{', '.join(map(_shown, reader.names)) or 'nothing'}. {naming(reader, option)}"
             )
     commas = decimal_commas(path, reader, [loss_column], optional=False)
     has_parts = reader.names.count(PART) == 1
