@@ -314,12 +314,30 @@ def test_images_with_another_suffix_than_listed_are_said(table: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("suffix", "named"), [("", False), ("", True), (".png", False)])
+def test_a_list_without_names_is_said_to_need_them(suffix: str, named: bool, table: Path) -> None:
+    text = table.read_text().partition("\n")[2].replace(suffix or "\0", "")
+    table.write_text(text)
+    first, label = text.splitlines()[0].split(",")
+    options = DataOptions(image_suffix=suffix)
+    if named:
+        options = DataOptions(image_column=first, label_column=label)
+    assert check(str(table), options).problems == (
+        f"{table}, line 1: the first line must name the columns, like image,label; got {first}, an image. "
+        "Add a line with the names above it.",
+    )
+    table.write_text("image,label\n" + text)
+    assert check(str(table), DataOptions(image_suffix=suffix)).problems == ()
+
+
 def test_many_bad_images_have_a_way_out(table: Path) -> None:
     for number in range(6):
         (table.parent / f"2-{number}.png").write_text("hello")
     text = check(str(table), DataOptions()).text()
     assert text.count("no known image format") == 4
-    assert "`topkloss train --on-bad-image skip` would leave out the 6 that cannot be used, and count them." in text
+    assert f"`topkloss train {table} --on-bad-image skip`, with the options of this check, would leave out" in text
+    table = table.rename(table.with_name("my list.csv"))
+    assert f"`topkloss train '{table}' --on-bad-image skip`, " in check(str(table), DataOptions()).text()
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,9 @@ def column(value: Callable[[int], str]) -> str:
     return "\n".join(f"{value(n)}\t{line}" if n else f"c\t{line}" for n, line in enumerate(lines))
 
 
+# Full-width forms, as keyboards of East Asia write them.
+WIDE = {code: code + 0xFEE0 for code in range(ord("!"), ord("~") + 1)}
+
 SPELT: dict[str, tuple[Callable[[int], str], str]] = {
     "percent": (lambda n: f"{n} %", "must be numbers without a percent sign; got '1 %'. Write 12 or 0.12, the same in"),
     "percent and commas": (lambda n: f"{n},5%", "without a percent sign; got '1,5%'."),
@@ -109,6 +112,27 @@ SPELT: dict[str, tuple[Callable[[int], str], str]] = {
     "decimal commas": (lambda n: f"{n},5", "must have points in its numbers; got '1,5'. Write them with points"),
     "dollars": (lambda n: f"${n}.50", "must be numbers without a currency; got '$1.50'. Leave the sign out"),
     "euros": (lambda n: f"{n},50 €", "must be numbers without a currency; got '1,50 €'."),
+    "lakhs": (
+        lambda n: f"1,{10 + n},400",
+        "without separators of thousands; got '1,11,400'. Write 123400 for 1,23,400",
+    ),
+    "lakhs that repeat": (lambda n: f"1,2{n % 2},400", "without separators of thousands; got '1,21,400'."),
+    "per mille": (lambda n: f"{n % 3}‰", "without a sign of per mille; got '1‰'. Write 0.005 for 5‰"),
+    "negative dollars": (lambda n: f"-${n % 3}", "must be numbers without a currency; got '-$1'."),
+    "francs": (lambda n: f"CHF {n % 3}'000.50", 'must be numbers without a currency; got "CHF 1\'000.50".'),
+    "US dollars": (lambda n: f"{n % 3} USD", "must be numbers without a currency; got '1 USD'."),
+    "rupees": (lambda n: f"₹{n % 3},500", "must be numbers without a currency; got '₹1,500'."),
+    "a loss of dollars": (lambda n: f"(${n % 3})", "must be numbers without a currency; got '($1)'."),
+    "a loss of accountants": (lambda n: f"({n % 3}.50)", "minus sign before its numbers; got '(1.50)'. Write -1 for"),
+    "a minus behind": (lambda n: f"{n % 3}.5-", "minus sign before its numbers; got '1.5-'."),
+    "wide digits": (
+        lambda n: f"{n % 3}.5".translate(WIDE),
+        "in the digits and signs of a keyboard; got '" + "1.5".translate(WIDE),
+    ),
+    "wide percent": (
+        lambda n: f"{n % 3}%".translate(WIDE),
+        "in the digits and signs of a keyboard; got '" + "1%".translate(WIDE),
+    ),
     "a minus of print": (lambda n: f"\N{MINUS SIGN}{n}", "must have the minus sign of a keyboard; got "),
 }
 
@@ -123,6 +147,92 @@ def test_each_spelling_of_numbers_has_its_own_advice(
     assert "t.csv, line 2: `c` must " in said
     assert sentence in said
     assert "--categorical 'c'" in said
+
+
+DATES: tuple[str, ...] = (
+    "{:02d}.01.2024",
+    "{}.1.2024",
+    "1/{}/2024",
+    "{}/1/2024",
+    "2024/01/{:02d}",
+    "{:02d}-01-2024",
+    "{:02d}.01.24",
+)
+DATES += ("1/{}/24", "{} Jan 2024", "January {}, 2024", "{:02d}-Jan-24", "{:02d}.01.2024 12:30", "1/{}/2024 1:05:00 PM")
+
+
+@pytest.mark.parametrize("form", DATES)
+def test_dates_are_no_words(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text(column(lambda n: form.format(13 + n % 3)))
+    assert main(["check", str(tmp_path / "t.csv"), "--task", "classification"]) == 2
+    assert (
+        f"`c` must be a number or a word; got the date {form.format(14)}. Pass --ignore 'c'" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    "form", ["1.{}.3", "10.20.{:04d}", "may {}", "{}/x", "ABC {}", "32.01.20{}", "{}-{}-2024x", "({})x"]
+)
+def test_words_with_digits_are_words(form: str, tmp_path: Path) -> None:
+    found = read(tmp_path / "t.csv", column(lambda n: form.format(*(13 + n % 3,) * 2)))
+    assert "c" in found.kinds.words
+
+
+def semicolons(value: Callable[[int], str], beside: Callable[[int], str]) -> str:
+    return "c;d;label\n" + "".join(f"{value(n)};{beside(n)};{label}\n" for n, label in enumerate(LABELS))
+
+
+@pytest.mark.parametrize("value", ["1.{:03d}", "-12.{:03d}"])
+def test_points_that_may_part_thousands_are_refused(value: str, tmp_path: Path) -> None:
+    text = semicolons(lambda n: value.format(n) if n % 5 else str(900 + n % 50), str)
+    first = value.format(1)
+    with pytest.raises(
+        InputError, match=r"t\.csv, line 3: between semicolons, .*; got '.*' in `c`\. Write "
+    ) as refused:
+        read(tmp_path / "t.csv", text)
+    assert f"Write {first.replace('.', '')} if the point parts thousands, {first}0 if it is decimal, or pass" in str(
+        refused.value
+    )
+    assert read(tmp_path / "t.csv", text.replace(first + ";", first + "0;")).rows.numbers["c"][1] == float(first)
+    assert read(tmp_path / "t.csv", text.replace(".", "")).rows.numbers["c"][1] == float(first.replace(".", ""))
+    assert read(tmp_path / "t.csv", text, ignore=("c",)).kinds.numbers == ("d",)
+    assert read(tmp_path / "t.csv", text.replace(";", ",")).rows.numbers["c"][1] == float(first)
+
+
+@pytest.mark.parametrize("beside", ["0.5", "1.25", "0.125", "1.2345"])
+def test_points_beside_decimals_are_decimals(beside: str, tmp_path: Path) -> None:
+    found = read(tmp_path / "t.csv", semicolons(lambda n: f"1.{n:03d}", lambda n: beside if n % 2 else str(n)))
+    assert found.rows.numbers["c"][1] == 1.001
+
+
+def test_a_column_with_larger_numbers_has_decimals(tmp_path: Path) -> None:
+    found = read(tmp_path / "t.csv", semicolons(lambda n: f"1.{n:03d}" if n % 2 else f"{4000 + n}", str))
+    assert found.rows.numbers["c"][1] == 1.001
+
+
+def test_losses_whose_points_may_part_thousands_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("loss;label\n1.234;a\n2.345;b\n")
+    assert main(["inspect", str(tmp_path / "t.csv")]) == 2
+    assert "got '1.234' in `loss`. Write 1234 if the point parts thousands, 1.2340 if it is decimal." in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "option"),
+    [
+        (("check", "--task", "classification"), "1.5,x,no\n2.5,y,yes\n", "--label-column"),
+        (("inspect",), "1.5,a\n2.5,b\n", "--loss-column"),
+        (("inspect",), "1,5;a\n2,5;b\n", "--loss-column"),
+    ],
+)
+def test_a_table_without_names_is_said_to_need_them(
+    asked: tuple[str, ...], text: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    assert main([asked[0], str(tmp_path / "t.csv"), *asked[1:]]) == 2
+    way = f". If that is a row, add a line with the names above it; if not, pass its name as `{option}`."
+    assert way in "".join(capsys.readouterr())
 
 
 def test_a_label_in_percent_has_the_advice_too(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -144,6 +145,13 @@ def test_a_file_that_is_no_text_is_said(tmp_path: Path) -> None:
         inspect(tmp_path / "losses.csv")
     with pytest.raises(InputError, match="must be a CSV file in UTF-8; got Is a directory"):
         inspect(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["losses", "losses.csv", "losses.parquet"])
+def test_a_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / name)
+    assert main(["inspect", str(tmp_path / name)]) == 2
+    assert f"{tmp_path / name} must be a file or a folder; got neither. Pass a CSV file." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
 from tests.wide import write_png, write_tiff
 from topkloss.app.cli import main
@@ -269,3 +272,63 @@ def test_a_comment_hides_no_depth(comment: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5\n" + comment + b"2 2\n65535\n" + bytes(8))
     with pytest.raises(BadImage, match="16 bits per channel"):
         read_header(tmp_path / "a.pgm")
+
+
+def packed_png(bits: int, colour: int = 0, palette: bytes = b"") -> bytes:
+    """One row of 16 numbers, 0 to 15, cut to so many bits."""
+    row = int("".join(f"{n % 2**bits:0{bits}b}" for n in range(16)), 2).to_bytes(2 * bits, "big")
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 16, 1, bits, colour, 0, 0, 0))]
+    chunks += [(b"PLTE", palette)] if palette else []
+    chunks += [(b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    whole = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
+
+
+PACKED = {
+    **{
+        f"PNG of {bits} bits": (packed_png(bits), [n % 2**bits / (2**bits - 1) for n in range(16)])
+        for bits in (1, 2, 4)
+    },
+    "PGM up to 15": (b"P5\n16 1\n15\n" + bytes(range(16)), [n / 15 for n in range(16)]),
+    "PGM up to 200": (b"P5\n3 1\n200\n" + bytes((0, 100, 200)), [0, 128 / 255, 1]),
+    "PBM": (b"P4\n8 1\n\x0f", [1] * 4 + [0] * 4),
+}
+
+
+@pytest.mark.parametrize(("content", "shades"), PACKED.values(), ids=PACKED.keys())
+def test_fewer_numbers_are_of_8_bits_or_refused(content: bytes, shades: list[float], tmp_path: Path) -> None:
+    """Black and white are the smallest and the largest number of the file, under 0 255 as without a range."""
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    read = decode(path, (0.0, 255.0))
+    assert isinstance(read, torch.Tensor)
+    assert read[0, 0].tolist() == pytest.approx(shades, abs=1e-6)
+    assert v2.functional.pil_to_tensor(decode(path)).div(255).equal(read)
+    for other in ((0.0, 15.0), (0.0, 1.0), (0.0, 200.0)):
+        with pytest.raises(BadImage, match=r"is scaled to 0 to 255, so `--pixel-range` must be 0 255; got .* bits "):
+            decode(path, other)
+    with pytest.raises(BadImage, match=r"too few|must hold numbers up to 256"):
+        decode(path, (0.0, 256.0))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_colours_of_a_palette_are_of_8_bits(bits: int, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(packed_png(bits, 3, bytes(10 * n for n in range(2**bits) for _ in range(3))))
+    for white in (255.0, 100.0):
+        read = decode(path, (0.0, white))
+        assert isinstance(read, torch.Tensor)
+        assert read[1, 0].tolist() == pytest.approx([min(1, 10 * (n % 2**bits) / white) for n in range(16)])
+
+
+@pytest.mark.parametrize("mode", ["1", "P"])
+def test_a_tiff_of_few_bits_is_told_apart_from_a_palette(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    Image.linear_gradient("L").convert(mode).save(path, "TIFF")
+    if mode == "P":
+        assert isinstance(decode(path, (0.0, 200.0)), torch.Tensor)
+        return
+    with pytest.raises(BadImage, match=r"must be 0 255; got .* with 1 bits per channel"):
+        decode(path, (0.0, 200.0))

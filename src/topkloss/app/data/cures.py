@@ -42,7 +42,8 @@ def cures_of(missing: Sequence[str], listing: Listing, finder: Finder, bad: int)
             )
     if bad >= MANY:
         lines.append(
-            f"`topkloss train --on-bad-image skip` would leave out the {bad} that cannot be used, and count them."
+            f"`topkloss train {in_command(listing.source)} --on-bad-image skip`, with the options of this check, would "
+            f"leave out the {bad} that cannot be used, and count them."
         )
     return tuple(lines)
 

@@ -13,6 +13,8 @@ __all__ = ["EIGHT", "Depth", "depth_of"]
 
 # Numbers of these tags of TIFF.
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+# What they, and PNG, call numbers of colours in a palette, which are of 8 bits.
+TIFF_PALETTE, PNG_PALETTE = 3, 3
 # The header of a codestream of JPEG 2000, SOC and SIZ, begins in the first boxes of its file.
 SIZ, FIRST_BOXES = b"\xff\x4f\xff\x51", 1 << 20
 PPM_HEADER = re.compile(rb"P([1-6])(?:(?:\s|#[^\r\n]*[\r\n])+(\d+)){3}")
@@ -26,11 +28,13 @@ class Depth:
         bits: Of the widest channel.
         kind: Of the numbers.
         white_is_zero: Whether the smallest number is white.
+        is_scaled: Whether its largest number is another than 255, and Pillow brings it there.
     """
 
     bits: int
     kind: Literal["unsigned", "signed", "float"] = "unsigned"
     white_is_zero: bool = False
+    is_scaled: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -39,7 +43,9 @@ class Depth:
 
     @property
     def largest(self) -> float:
-        """The largest number that a channel can hold."""
+        """The largest number that a channel can hold, as it is read."""
+        if self.is_scaled:
+            return 255.0
         if self.kind == "float":
             return float("inf")
         return float(2 ** (self.bits - (self.kind == "signed")) - 1)
@@ -64,7 +70,8 @@ def depth_of(path: Path, image: Image.Image) -> Depth:
     """
     if image.format == "PNG":
         with path.open("rb") as file:
-            return Depth(file.read(25)[24])  # in IHDR, which comes first
+            bits, colour = file.read(26)[24:]  # in IHDR, which comes first
+        return EIGHT if colour == PNG_PALETTE else _unsigned(bits)
     if image.format == "TIFF":
         return _of_tiff(image)
     if image.format == "JPEG2000":
@@ -77,6 +84,10 @@ def depth_of(path: Path, image: Image.Image) -> Depth:
     return EIGHT
 
 
+def _unsigned(bits: int) -> Depth:
+    return Depth(bits, is_scaled=bits < 8)
+
+
 def _of_tiff(image: Image.Image) -> Depth:
     tags = image.tag_v2  # type: ignore[attr-defined] # of Pillow's class for TIFF
     formats = {1: "unsigned", 2: "signed", 3: "float"}
@@ -84,7 +95,10 @@ def _of_tiff(image: Image.Image) -> Depth:
     kind: Literal["unsigned", "signed", "float"] = "unsigned"
     if kinds != {"unsigned"}:
         kind = "float" if "float" in kinds else "signed"
-    return Depth(max(tags.get(BITS_PER_SAMPLE, (1,))), kind, tags.get(PHOTOMETRIC) == 0)
+    bits, photometric = max(tags.get(BITS_PER_SAMPLE, (1,))), tags.get(PHOTOMETRIC)
+    if photometric == TIFF_PALETTE and bits <= 8:
+        return EIGHT
+    return Depth(bits, kind, photometric == 0, is_scaled=bits < 8 and kind == "unsigned")
 
 
 def _of_jpeg2000(path: Path) -> Depth:
@@ -97,7 +111,8 @@ def _of_jpeg2000(path: Path) -> Depth:
     count = int.from_bytes(head[at + 40 : at + 42], "big")
     sizes = head[at + 42 : at + 42 + 3 * count : 3]
     signed = any(size & 0x80 for size in sizes)
-    return Depth(max((size & 0x7F) + 1 for size in sizes), "signed" if signed else "unsigned")
+    bits = max((size & 0x7F) + 1 for size in sizes)
+    return Depth(bits, "signed") if signed else _unsigned(bits)
 
 
 def _of_ppm(path: Path) -> Depth:
@@ -106,6 +121,9 @@ def _of_ppm(path: Path) -> Depth:
     found = PPM_HEADER.match(head)
     if found is None and head[:2] in (b"P2", b"P3", b"P5", b"P6"):
         raise ValueError("no depth in the header")
-    if found is None or found[1] in b"14":
+    if head[:2] in (b"P1", b"P4"):  # black and white
+        return _unsigned(1)
+    if found is None:
         return EIGHT
-    return Depth(max(8, int(found[2]).bit_length()))
+    largest = int(found[2])
+    return Depth(largest.bit_length(), is_scaled=largest < 255)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mimetypes
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,7 @@ def list_table(table: Path, options: DataOptions, refuse: Refuse) -> Listing:
         )
     content = content_of(table)
     reader = open_reader(table, content)
+    _check_names(reader, root, options)
     columns = _columns(reader, options)
     listing = Listing(
         table,
@@ -133,7 +135,7 @@ def list_table(table: Path, options: DataOptions, refuse: Refuse) -> Listing:
     return replace(listing, rows=tuple(rows))
 
 
-def content_of(table: Path, columns: str = "image,label") -> bytes:
+def content_of(table: Path, columns: str = "the columns image,label") -> bytes:
     """The bytes of a file.
 
     Args:
@@ -143,15 +145,32 @@ def content_of(table: Path, columns: str = "image,label") -> bytes:
     Raises:
         InputError: One sentence, if it is none or cannot be read.
     """
-    if os.path.exists(table) and not os.path.isfile(table):
+    if os.path.exists(table) and not os.path.isfile(table) and not os.path.isdir(table):  # a pipe would wait for ever
         raise InputError(f"{shown(table)} must be a file or a folder; got neither. Pass a CSV file.")
     try:
         return table.read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(
             f"{shown(table)} must be a CSV file in UTF-8; got {getattr(error, 'strerror', None) or error}. "
-            f"Pass a file with the columns {columns}."
+            f"Pass a file with {columns}."
         ) from error
+
+
+def _check_names(reader: Reader, root: Path, options: DataOptions) -> None:
+    """Refuses a list whose first line is an image already: it would be lost, whatever options name its cells.
+
+    Raises:
+        InputError: If a name is that of an image, or with the suffix that an option says, of a file that is there.
+    """
+    unnamed = options.image_column not in reader.names or "." in options.image_column
+    suffix = options.image_suffix if unnamed else ""
+    for name in reader.names if reader.unit == "line" else ():
+        is_image = (mimetypes.guess_type(name)[0] or "").startswith("image/")
+        if is_image or (unnamed and name and any(os.path.isfile(root / path) for path in (name, name + suffix))):
+            raise InputError(
+                f"{reader.head}: the first line must name the columns, like image,label; got {shown(name)}, an image. "
+                "Add a line with the names above it."
+            )
 
 
 def _columns(reader: Reader, options: DataOptions) -> _Columns:

@@ -33,6 +33,13 @@ def check_range(path: Path, image: Image.Image, depth: Depth, pixel_range: Range
             f"{depth}, too few for the range of numbers",
             "Pass the range of all images, and train on others apart.",
         )
+    if depth.is_scaled and sorted(pixel_range) != [0, 255]:
+        raise BadImage(
+            f"an image whose largest number is below 255 is scaled to 0 to 255, so `--pixel-range` must be 0 255; "
+            f"got {shown(path)} with {depth}, and {pixel_range[0]:g} {pixel_range[1]:g}.",
+            f"{depth}, scaled to 0 to 255, under another range",
+            "Save it with 8 bits per channel and the numbers that you mean.",
+        )
     gray = image.mode.startswith(("I", "F")) and image.format != "PPM"
     if not (depth.is_plain or gray or (image.format == "PNG" and depth.bits == 16)):
         raise BadImage(

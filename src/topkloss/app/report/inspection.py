@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from topkloss.app.alignment import aligned, shortened
 from topkloss.app.data.examples import numerically
+from topkloss.app.data.listing import content_of
 from topkloss.app.data.reader import Reader, open_reader
-from topkloss.app.data.spelling import decimal_commas, number, spelling, with_point
+from topkloss.app.data.spelling import decimal_commas, naming, number, spelling, with_point
 from topkloss.app.errors import InputError, stop
 from topkloss.app.loading import loading
 from topkloss.app.options.option import refusals_of
@@ -187,13 +188,7 @@ def _classes(inspection: Inspection) -> list[str]:
 
 
 def _opened(path: Path, loss_column: str) -> Reader:
-    try:
-        return open_reader(path, path.read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"{path} must be a CSV file in UTF-8; got {error.strerror or error}. "
-            f"Pass a file with the column {loss_column}."
-        ) from error
+    return open_reader(path, content_of(path, f"the column {loss_column}"))
 
 
 def _read(
@@ -205,7 +200,7 @@ def _read(
         if reader.names.count(column) != 1:
             raise InputError(
                 f"{reader.head}: there must be one column `{column}`; got "
-                f"{', '.join(map(_shown, reader.names)) or 'nothing'}. Pass its name as `{option}`."
+                f"{', '.join(map(_shown, reader.names)) or 'nothing'}. {naming(reader, option)}"
             )
     commas = decimal_commas(path, reader, [loss_column], optional=False)
     has_parts = reader.names.count(PART) == 1

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from topkloss.app.data.listing import PARTS, SPLIT, content_of
 from topkloss.app.data.reader import Reader, open_reader
-from topkloss.app.data.spelling import decimal_commas, is_date, number, spelling, with_point
+from topkloss.app.data.spelling import decimal_commas, is_date, naming, number, spelling, with_point
 from topkloss.app.errors import InputError, Refuse, shown
 from topkloss.app.tasks.tables.config import TableConfig
 
@@ -110,7 +110,7 @@ def open_table(path: Path, config: TableConfig, *, labelled: bool = True, featur
     Raises:
         InputError: One sentence, if it cannot be read, or a column is missing or there twice.
     """
-    content = content_of(path, f"of features and {shown(config.label_column)}")
+    content = content_of(path, f"the columns of features and {shown(config.label_column)}")
     reader = open_reader(path, content)
     split = config.split_column or (SPLIT if labelled and SPLIT in reader.names else None)
     wanted: list[tuple[str, str]] = [("", name) for name in features]
@@ -362,7 +362,7 @@ def _check_there(reader: Reader, option: str, name: str) -> None:
     if len(reader.names) > FEW:
         named += f" and {len(reader.names) - FEW} others"
     close = difflib.get_close_matches(name, reader.names, n=1)
-    ask = f"Did you mean {shown(close[0])}?" if close and close[0] != name else f"Pass its name as `{option}`."
+    ask = f"Did you mean {shown(close[0])}?" if close and close[0] != name else naming(reader, option)
     if not option:
         ask = "The model needs it: add it." if not close else f"Rename {shown(close[0])}, or add it."
     raise InputError(f"{reader.head}: there must be one column `{shown(name)}`; got {named}. {ask}")
