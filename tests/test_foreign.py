@@ -810,3 +810,17 @@ def test_an_attribute_is_found_wherever_a_module_keeps_it() -> None:
     loss.weight = nn.Parameter(WEIGHT, requires_grad=False)
     theirs = F.cross_entropy(outputs, targets, weight=WEIGHT)
     assert_same(AverageTopKLoss(loss, fraction=1)(outputs, targets), theirs, outputs)
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(reduction="none"), lambda outputs, targets: (outputs - targets).square()])
+def test_an_infinite_loss_that_is_not_selected_costs_nothing(loss: Any) -> None:
+    outputs = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
+    criterion = AverageRankedRangeLoss(loss, k=2, drop=1)
+    value = criterion(outputs, torch.tensor([0.0, 0.0, torch.inf, 0.0]))
+    (gradient,) = torch.autograd.grad(value, outputs, create_graph=True)
+    assert value.item() == (16 + 4) / 2
+    assert gradient.tolist() == [0.0, 2.0, 0.0, 4.0]
+    (second,) = torch.autograd.grad(gradient.sum(), outputs)
+    assert second.tolist() == [0.0, 1.0, 0.0, 1.0]
+    selected = AverageTopKLoss(loss, k=1)(outputs, torch.tensor([0.0, 0.0, torch.inf, 0.0]))
+    assert selected.item() == torch.inf  # an infinite loss is a loss

@@ -57,7 +57,9 @@ class ForeignLoss(Made):
             return self._cross_entropy(outputs, targets, mask, sample_weight)
         everything = mask is None and sample_weight is None and rows is None and not omit
         if everything and self._is_plain(outputs, targets):
-            return Elements(self.loss(outputs, targets), classes=targets)
+            return Elements(
+                _unselected_cost_nothing(self.loss, self.loss(outputs, targets), outputs, targets), classes=targets
+            )
         for name, one in (("mask", mask), ("sample_weight", sample_weight)):
             if one is not None:  # their types
                 check_beside(name, one, **{"mask": None, "sample_weight": None, name: one})
@@ -198,6 +200,7 @@ class ForeignLoss(Made):
             return losses_of_kept(losses, self._kept(outputs, targets), targets)
         check_no_broadcast(losses, outputs, targets)
         check_own_examples(call, losses, outputs, targets)
+        losses = _unselected_cost_nothing(call, losses, outputs, targets)
         if losses.dim() == targets.dim() + 1 and losses.squeeze(1).shape == targets.shape:
             losses = losses.squeeze(1)  # who gathers the loss of a class keeps its dimension
         return losses_of_kept(losses, self._kept(outputs, targets), targets)
@@ -342,3 +345,21 @@ def _flat(one: Any, losses: Tensor, targets: Tensor | None) -> Any:
         return one
     flat = losses.dim() == 1 and one.shape == targets.shape and one.numel() == losses.numel()
     return one.reshape(-1) if flat else one
+
+
+def _unselected_cost_nothing(call: Callable[..., Any], losses: Any, outputs: Tensor, targets: Tensor) -> Any:
+    """The losses, of which an infinite one that gets no gradient passes none on: 0 x inf is NaN."""
+    if not (isinstance(losses, Tensor) and losses.requires_grad and losses.shape == outputs.shape):
+        return losses
+    if not values_are_readable(losses) or not bool(losses.detach().isinf().any()):
+        return losses
+    apart: Any = outputs.view_as(outputs)
+    again: Any = call(apart, targets)
+    unselected: list[Tensor] = []
+
+    def remember(gradient: Tensor) -> None:
+        unselected[:] = [gradient == 0]
+
+    again.register_hook(remember)
+    apart.register_hook(lambda gradient: gradient.masked_fill(unselected[0], 0))
+    return again
