@@ -193,6 +193,26 @@ def test_parts_inside_of_classes_are_refused(table: Path, tmp_path: Path) -> Non
     assert read_table(folder).classes == LABELS, "its images may be sorted otherwise"
 
 
+def test_links_to_folders_are_counted(table: Path, tmp_path: Path) -> None:
+    """They are not followed: they may lead out, or round in a circle."""
+    folder = sort_into_classes(table, tmp_path / "birds")
+    (tmp_path / "more").mkdir()
+    shutil.copy(folder / "2" / "2-0.png", tmp_path / "more")
+    (folder / "2" / "more").symlink_to(tmp_path / "more")
+    assert read_table(folder).notes == ("left out 1 linked folder, which is not followed",)
+    (folder / "10" / "round.png").symlink_to(folder)
+    (folder / "10" / ".hidden").symlink_to(folder)
+    (folder / "10" / "notes.txt").touch()
+    read = read_table(folder)
+    assert read.notes == ("left out 1 file that is no image: 1 .txt; 2 linked folders, which are not followed",)
+    assert len(read.examples) == 30
+    (folder / "egret").mkdir()
+    for number in range(2):
+        (folder / "egret" / str(number)).symlink_to(tmp_path / "more")
+    with pytest.raises(InputError, match="got a folder without any, but 2 linked folders"):
+        read_table(folder)
+
+
 def test_a_folder_is_known_by_paths_and_sizes(table: Path, tmp_path: Path) -> None:
     first = read_table(sort_into_classes(table, tmp_path / "one")).digest
     again = sort_into_classes(table, tmp_path / "other")

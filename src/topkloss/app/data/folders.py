@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from topkloss.app.data.listing import PARTS, Listing, Row
-from topkloss.app.data.passed import counted_kinds, is_hidden, kind_of
+from topkloss.app.data.passed import counted_kinds, is_hidden, kind_of, walked
 from topkloss.app.errors import InputError, Refuse, shown
 
 __all__ = ["list_folder"]
@@ -120,8 +120,7 @@ def _images(folder: Path, suffixes: frozenset[str], passed: Counter[str]) -> lis
     def fail(error: OSError) -> None:
         raise error
 
-    for above, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not is_hidden(name)]
+    for above, files in walked(folder, passed, fail):
         found += [os.path.join(above, name) for name in files if _is_image(name, suffixes)]
         passed.update(kind_of(name) for name in files if not _is_image(name, suffixes))
     return sorted(found)
