@@ -155,6 +155,64 @@ def test_a_class_may_be_called_train(table: Path, tmp_path: Path) -> None:
     assert read_table(folder).classes == ("10", "blank", "train")
 
 
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        (("train", "dev"), "dev"),
+        (("train", "test", "extra"), "test"),
+        (("Train2017", "val2017"), "Train2017"),
+        (("training_set", "test_set"), "test_set"),
+        (("holdout", "rest"), "holdout"),
+        (("train/train", "val"), "train/train"),
+    ],
+)
+def test_a_part_is_no_class(parts: tuple[str, ...], named: str, table: Path, tmp_path: Path) -> None:
+    """Each of these was a class, of the images of all classes below it."""
+    for part in parts:
+        folder = sort_into_classes(table, tmp_path / "birds", part)
+    with pytest.raises(InputError) as refused:
+        read_table(folder)
+    assert str(refused.value) == (
+        f"{folder / named}: a class must hold images; got folders only, under the name of a part. Name every folder "
+        "beside it train, val or test, or, if it is a class, rename it."
+    )
+
+
+def test_parts_inside_of_classes_are_refused(table: Path, tmp_path: Path) -> None:
+    """Or what is for the test would be trained on."""
+    folder = sort_into_classes(table, tmp_path / "birds")
+    for part in ("test", "train"):
+        (folder / "2" / part).mkdir()
+        shutil.copy(folder / "2" / "2-0.png", folder / "2" / part)
+    assert read_table(folder).classes == LABELS, "images beside them: it is a class"
+    for image in (folder / "2").glob("*.png"):
+        image.unlink()
+    with pytest.raises(InputError, match=r"birds/2: parts must lie around the classes; got test, train inside of a"):
+        read_table(folder)
+    (folder / "2" / "test").rename(folder / "2" / "far")
+    assert read_table(folder).classes == LABELS, "its images may be sorted otherwise"
+
+
+def test_links_to_folders_are_counted(table: Path, tmp_path: Path) -> None:
+    """They are not followed: they may lead out, or round in a circle."""
+    folder = sort_into_classes(table, tmp_path / "birds")
+    (tmp_path / "more").mkdir()
+    shutil.copy(folder / "2" / "2-0.png", tmp_path / "more")
+    (folder / "2" / "more").symlink_to(tmp_path / "more")
+    assert read_table(folder).notes == ("left out 1 linked folder, which is not followed",)
+    (folder / "10" / "round.png").symlink_to(folder)
+    (folder / "10" / ".hidden").symlink_to(folder)
+    (folder / "10" / "notes.txt").touch()
+    read = read_table(folder)
+    assert read.notes == ("left out 1 file that is no image: 1 .txt; 2 linked folders, which are not followed",)
+    assert len(read.examples) == 30
+    (folder / "egret").mkdir()
+    for number in range(2):
+        (folder / "egret" / str(number)).symlink_to(tmp_path / "more")
+    with pytest.raises(InputError, match="got a folder without any, but 2 linked folders"):
+        read_table(folder)
+
+
 def test_a_folder_is_known_by_paths_and_sizes(table: Path, tmp_path: Path) -> None:
     first = read_table(sort_into_classes(table, tmp_path / "one")).digest
     again = sort_into_classes(table, tmp_path / "other")

@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,9 @@ def test_a_link_out_of_the_folder_is_not_followed(run: Run, pictures: Path, tmp_
     (pictures / "in.png").symlink_to(pictures / "2-0.png")
     (pictures / "loop").symlink_to(pictures)
     out = tmp_path / "predictions.csv"
-    assert write_predictions(run, [pictures], out) == (8, 1)
+    passed: Counter[str] = Counter()
+    assert write_predictions(run, [pictures], out, passed=passed) == (8, 1)
+    assert passed == {".csv": 1, "linked folder": 1}
     errors = {Path(row["image"]).name: row["error"] for row in rows(out)}
     assert errors["out.png"] == "a link out of the folder"
     assert errors["in.png"] == ""

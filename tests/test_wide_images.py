@@ -18,7 +18,7 @@ from tests.wide import write_png, write_tiff
 from topkloss.app.cli import main
 from topkloss.app.data import bad
 from topkloss.app.data.bad import BadImage
-from topkloss.app.data.decoding import decode, read_header
+from topkloss.app.data.decoding import cut_off, decode, read_header
 from topkloss.app.data.layout import DataOptions, check_options
 from topkloss.app.errors import InputError
 from topkloss.app.tasks.images.check import check
@@ -260,11 +260,54 @@ def test_a_run_remembers_its_range(
     assert len(lines) == 24
     assert not any("bits" in line for line in lines)
     assert len({line.split(",")[2] for line in lines}) > 1, "not all the same black"
-    assert "left out 1 file that is no image: 1 .csv." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "left out 1 file that is no image: 1 .csv." in said
+    assert "beyond" not in said, "nothing is cut off"
     assert main(["export", "run", "--out", "model.pt2"]) == 0
     extra = {"metadata.json": ""}
     torch.export.load("model.pt2", extra_files=extra)
     assert json.loads(extra["metadata.json"])["pixel_range"] == [0.0, 255.0]
+
+
+def test_each_verb_says_what_a_range_cuts_off(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the images, all of one class, are white."""
+    monkeypatch.chdir(tmp_path)
+    table = str(scans / "scans.csv")
+    asked = ["--model", "test_convnext", "--image-size", "32", "--epochs", "1", "--pixel-range", "0", "100"]
+    verbs = (
+        ["train", table, *asked, "--out", "run"],
+        ["evaluate", "run", "--data", table],
+        ["predict", "run", str(scans), "--out", "out.csv"],
+    )
+    for verb in verbs:
+        assert main(verb) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "beyond" in line]
+        assert lines == [
+            "topkloss: 50 % of the numbers in 24 images lie beyond `--pixel-range` 0 100 and are cut off; "
+            "`topkloss check` measures all."
+        ], verb
+
+
+def test_few_images_are_looked_at_for_what_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 % is a little; bad images are no share."""
+    shares = {"at": 0.0099, "above": 0.0202}
+    asked: list[Path] = []
+
+    def decoded(path: Path, pixel_range: object) -> tuple[None, float]:
+        asked.append(path)
+        if path.name == "bad":
+            raise BadImage("bad", "bad")
+        return None, shares[path.name]
+
+    monkeypatch.setattr("topkloss.app.data.decoding._decoded", decoded)
+    assert cut_off([tmp_path / "at"] * 1000, (0.0, 1.0)) == ""
+    assert len(asked) == 32
+    assert cut_off([], (0.0, 1.0)) == cut_off([tmp_path / "above"], None) == cut_off([tmp_path / "bad"], (0, 1)) == ""
+    assert "2.02 % of the numbers in 1 image " in cut_off([tmp_path / "above", tmp_path / "bad"], (0.0, 1.0))
+    late = [*[tmp_path / "at"] * 500, *[tmp_path / "above"] * 500]
+    assert "in 32 images" in cut_off(late, (0.0, 1.0)), "not the first alone, which are of one class in a folder"
 
 
 @pytest.mark.parametrize("comment", [b"# of a Mac\r", b"#" + bytes(5000).replace(b"\0", b"x") + b"\n"])

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["counted", "duration"]
+__all__ = ["counted", "duration", "noted"]
 
 T = TypeVar("T")
 
@@ -47,3 +47,9 @@ def counted(images: Iterable[T], total: int, done: str) -> Iterator[T]:
             last = time.monotonic()
             print(f"{done} {number} of {total} images", file=sys.stderr, flush=True)
         yield image
+
+
+def noted(sentence: str) -> None:
+    """Says a sentence, if it is one, on standard error."""
+    if sentence:
+        print(f"topkloss: {sentence}", file=sys.stderr, flush=True)

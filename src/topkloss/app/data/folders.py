@@ -9,10 +9,14 @@ from collections import Counter
 from pathlib import Path
 
 from topkloss.app.data.listing import PARTS, Listing, Row
-from topkloss.app.data.passed import counted_kinds, is_hidden, kind_of
+from topkloss.app.data.passed import counted_kinds, is_hidden, kind_of, walked
 from topkloss.app.errors import InputError, Refuse, shown
 
 __all__ = ["list_folder"]
+
+# What else others call a part, without what is no letter; `PARTS` are those that are read as parts.
+UNREAD = {"dev", "development", "eval", "evaluation", "holdout", "testing"}
+NAMES = {name.replace("_", "") for name in PARTS} | UNREAD
 
 
 def list_folder(folder: Path, suffixes: frozenset[str], refuse: Refuse) -> Listing:
@@ -68,6 +72,9 @@ def _classes(
         if not label.isprintable():
             refuse(f"{shown(folder)}: a class must have a printable name; got {label!r}. Rename the folder.")
             continue
+        if mistaken := _mistaken(folder / label, suffixes):
+            refuse(mistaken)
+            continue
         others: Counter[str] = Counter()
         images = _images(folder / label, suffixes, others)
         passed.update(others)
@@ -82,6 +89,30 @@ def _classes(
     return rows
 
 
+def _mistaken(folder: Path, suffixes: frozenset[str]) -> str:
+    """Why the folder of a class, which holds folders and no images itself, is none: it, or all in it, are parts."""
+    inside = _folders(folder)
+    if not inside or any(_is_image(name, suffixes) for name in os.listdir(folder)):
+        return ""
+    if _names_a_part(folder.name):
+        return (
+            f"{shown(folder)}: a class must hold images; got folders only, under the name of a part. Name every folder "
+            "beside it train, val or test, or, if it is a class, rename it."
+        )
+    if all(map(_names_a_part, inside)):
+        return (
+            f"{shown(folder)}: parts must lie around the classes; got {shown(', '.join(inside))} inside of a class. "
+            f"Move them, as to {shown(Path(inside[0], folder.name))}, or, if they are no parts, rename them."
+        )
+    return ""
+
+
+def _names_a_part(name: str) -> bool:
+    """Whether a folder seems to be a part: dev, Test_Set, train2017."""
+    letters = "".join(filter(str.isalpha, name.lower()))
+    return letters in NAMES or letters.removesuffix("set") in NAMES
+
+
 def _images(folder: Path, suffixes: frozenset[str], passed: Counter[str]) -> list[str]:
     """Paths of the images below a folder, sorted; what else there is, is counted."""
     found: list[str] = []
@@ -89,8 +120,7 @@ def _images(folder: Path, suffixes: frozenset[str], passed: Counter[str]) -> lis
     def fail(error: OSError) -> None:
         raise error
 
-    for above, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not is_hidden(name)]
+    for above, files in walked(folder, passed, fail):
         found += [os.path.join(above, name) for name in files if _is_image(name, suffixes)]
         passed.update(kind_of(name) for name in files if not _is_image(name, suffixes))
     return sorted(found)

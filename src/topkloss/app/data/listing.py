@@ -59,7 +59,7 @@ class Listing:
         root: The folder that must hold every image, resolved.
         rows: In order.
         order: The classes as the user put them; None for the order of their names.
-        passed: How many files of a folder were passed over, by suffix.
+        passed: How many files of a folder were passed over, by suffix, and how many links to folders.
     """
 
     source: Path

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from topkloss.app.data.heif import INSTALL, SUFFIXES
 from topkloss.app.errors import shown
 
-__all__ = ["counted_kinds", "is_hidden", "kind_of", "passed_over"]
+__all__ = ["counted_kinds", "is_hidden", "kind_of", "passed_over", "walked"]
 
 # So many suffixes are named.
 FEW = 8
+# The kind of what is no file, yet passed over.
+LINKED = "linked folder"
 
 
 def is_hidden(name: str) -> bool:
@@ -31,6 +35,20 @@ def kind_of(name: str) -> str:
     return os.path.splitext(name)[1].lower() or "without a suffix"
 
 
+def walked(folder: Path, passed: Counter[str], onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder that nobody hides, from this one on, with the names of its files, all by name.
+
+    Args:
+        folder: Where to begin.
+        passed: Here the links to folders are counted, which are not followed.
+        onerror: Called if a folder cannot be listed.
+    """
+    for above, folders, files in os.walk(folder, onerror=onerror):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        passed.update(LINKED for name in folders if os.path.islink(os.path.join(above, name)))
+        yield above, sorted(files)
+
+
 def counted_kinds(passed: Mapping[str, int]) -> str:
     """The kinds with their numbers, the most frequent first, and how to read HEIC.
 
@@ -39,7 +57,7 @@ def counted_kinds(passed: Mapping[str, int]) -> str:
         '100 .heic, 3 .txt (.heic is read after pip install "topkloss[heic]")'
     """
     kinds = sorted(passed, key=lambda kind: (-passed[kind], kind))
-    words = [f"{passed[kind]} {shown(kind)}" for kind in kinds[:FEW]]
+    words = [f"{passed[kind]} {shown(kind)}{'s' * (kind == LINKED and passed[kind] > 1)}" for kind in kinds[:FEW]]
     words += [f"{sum(passed[kind] for kind in kinds[FEW:])} others"] if len(kinds) > FEW else []
     phones = [kind for kind in kinds if kind in SUFFIXES]
     return ", ".join(words) + (f" ({phones[0]} is read after {INSTALL})" if phones else "")
@@ -51,9 +69,12 @@ def passed_over(passed: Mapping[str, int]) -> str:
     Example:
         >>> passed_over({".txt": 3, "hidden": 1})
         'left out 4 files that are no images: 3 .txt, 1 hidden'
+        >>> passed_over({".txt": 1, "linked folder": 2})
+        'left out 1 file that is no image: 1 .txt; 2 linked folders, which are not followed'
     """
-    number = sum(passed.values())
-    if not number:
-        return ""
+    kinds = {kind: count for kind, count in passed.items() if kind != LINKED}
+    number, linked = sum(kinds.values()), passed.get(LINKED, 0)
     files = "1 file that is no image" if number == 1 else f"{number} files that are no images"
-    return f"left out {files}: {counted_kinds(passed)}"
+    links = "1 linked folder, which is" if linked == 1 else f"{linked} linked folders, which are"
+    said = [*([f"{files}: {counted_kinds(kinds)}"] if number else []), *([f"{links} not followed"] if linked else [])]
+    return f"left out {'; '.join(said)}" if said else ""

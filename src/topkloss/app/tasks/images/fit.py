@@ -21,10 +21,12 @@ from torch import nn
 
 import topkloss
 from topkloss.app.data.dataset import ImageTable, split
+from topkloss.app.data.decoding import cut_off
 from topkloss.app.data.examples import imbalance, too_uneven
 from topkloss.app.errors import DiskError, InputError, RunError, in_command
 from topkloss.app.options.devices import device_named
 from topkloss.app.options.workers import MOST, bearing
+from topkloss.app.progress import noted
 from topkloss.app.tasks.images.callbacks import Clock, Lines, Seeding, Stopping, is_over
 from topkloss.app.tasks.images.checkpoints import (
     CHECKPOINT,
@@ -186,6 +188,7 @@ def _trained(run: Prepared, folder: Path, progress: Progress, *, fresh: bool) ->
     config = run.header.config
     if _is_first():
         print(_summary(run), flush=True)
+        noted(cut_off([example.path for example in run.table.examples], run.table.pixel_range))
     done, over = len(progress.epochs), is_over(progress.epochs, config.epochs, config.early_stopping)
     if not _is_first():
         progress = progress if over else _train(run, folder, done)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from topkloss.app.data.decoding import BadImage, decode, suffixes
+from topkloss.app.data.decoding import BadImage, cut_off, decode, suffixes
 from topkloss.app.options.option import check_count
 from topkloss.app.options.workers import bearing, workers_that_pay
-from topkloss.app.progress import counted
+from topkloss.app.progress import counted, noted
 from topkloss.app.tasks.images.loaders import image_bytes
 from topkloss.app.tasks.images.run import Run
 
@@ -28,7 +28,7 @@ Batch = tuple[Tensor, list[str]]
 def outputs(run: Run, paths: Sequence[Path], *, batch_size: int = 64, workers: int | None = 0) -> Iterator[Item]:
     """The logits of each image, in order, as they come: float64 on the CPU, or None and the reason.
 
-    Shows how far it is.
+    Shows how far it is, and before that what the run's range of pixels cuts off.
 
     Args:
         run: Whose model.
@@ -42,6 +42,7 @@ def outputs(run: Run, paths: Sequence[Path], *, batch_size: int = 64, workers: i
     check_count("batch_size", batch_size, 1)
     check_count("workers", workers, 0)
     images = _Images(paths, run)
+    noted(cut_off(paths, images.pixel_range))
     if workers is None:
         workers = workers_that_pay(images.__getitem__, len(paths), 1, batch_size * image_bytes(run.image_size))
     return counted(_outputs(run, images, batch_size, workers), len(paths), "classified")

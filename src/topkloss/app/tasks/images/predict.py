@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from topkloss.app.data.passed import counted_kinds, is_hidden, kind_of
+from topkloss.app.data.passed import counted_kinds, is_hidden, kind_of, walked
 from topkloss.app.errors import InputError
 from topkloss.app.runs.cells import name_in
 from topkloss.app.runs.files import check_out, written
@@ -111,11 +111,11 @@ def write_predictions(
 def find_images(paths: Iterable[str | Path], passed: Counter[str] | None = None) -> dict[Path, str]:
     """Files as they are given; of a folder, and of the folders in it, the files with the suffix of an image, by name.
 
-    Hidden files and folders are passed over, and links to folders are not followed.
+    Hidden files and folders are passed over; links to folders are not followed, but counted.
 
     Args:
         paths: Files and folders.
-        passed: Here the files of folders that are no images are counted, by suffix.
+        passed: Here the files of folders that are no images are counted, by suffix, and the links to folders.
 
     Returns:
         Each path once, with the reason why it is refused, or "": a link out of its folder is, and a folder that
@@ -145,9 +145,8 @@ def _inside(folder: Path, passed: Counter[str]) -> dict[Path, str]:
     def refuse(error: OSError) -> None:
         found[Path(error.filename)] = error.strerror or "cannot be listed"
 
-    for root, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(names):
+    for root, names in walked(folder, passed, refuse):
+        for name in names:
             if is_hidden(name) or os.path.splitext(name)[1].lower() not in SUFFIXES:
                 passed[kind_of(name)] += 1
             else:
