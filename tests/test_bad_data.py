@@ -236,7 +236,9 @@ TABLES = [
     ),
     Case("no such column", columns({"image": ["a"]}), "t.parquet: there must be one column `label`; got image. "),
     Case(
-        "no header", content("\n".join(LINES[1:])), "t.csv, line 1: there must be one column `image`; got 2-0.png, 2."
+        "no header",
+        content("\n".join(LINES[1:])),
+        "t.csv, line 1: the first line must name the columns, like image,label; got 2-0.png, an image. Add a line with",
     ),
     Case("column twice", table({1: "image,label,label"}), "t.csv, line 1: there must be one column `label`; "),
     Case("separator", table({1: "image:label"}), "t.csv, line 1: there must be one column `image`; got image:label."),

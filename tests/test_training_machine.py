@@ -238,7 +238,7 @@ def test_without_a_word_a_run_is_the_same_and_asks_anew_on_each_machine(
         return 2
 
     monkeypatch.setattr("topkloss.app.tasks.images.loaders.workers_that_pay", pay)
-    monkeypatch.setattr("topkloss.app.tasks.images.example_losses.workers_that_pay", pay)
+    monkeypatch.setattr("topkloss.app.tasks.images.recording.workers_that_pay", pay)
     record = fit(replace(config, workers=None, out=str(tmp_path / "open")))
     assert (asked, record.config.workers) == ([(27, 2), (30, 1)], None)
     for name in ("model.safetensors", "metrics.csv"):
