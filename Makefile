@@ -12,8 +12,8 @@ OLDEST = .venv-oldest
 SETTINGS = pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/topkloss/kernels/csrc/*)
 
 # What the oldest torch is tested with: the core, which needs torch alone.
-CORE_TESTS = $(patsubst %,tests/test_%.py,inspect_fractions criterion distributed errors groups kernels laws losses mining mutants \
-             pitfalls regions schedule selection selective situations soft targets torch) \
+CORE_TESTS = $(patsubst %,tests/test_%.py,inspect_fractions compound criterion distributed errors foreign groups kernels laws losses \
+             mining mutants pitfalls regions schedule selection selective situations soft targets torch) \
              tests/test_house.py::test_examples_of_the_core
 
 # One thread each: two on shared cores are many times slower. Nothing in the tests is downloaded.

@@ -56,7 +56,7 @@ class Made:
         """What the loss was made of."""
         if name in self.named:
             return self.named[name]
-        own = getattr(self.origin, "__dict__", {})
+        own = self.origin.__dict__ if isinstance(self.origin, nn.Module) else {}
         if name in own:
             value = own[name]
         elif name in own.get("_buffers", ()):  # where getattr of a module comes last
