@@ -40,13 +40,13 @@ MODULES = (*(f"ranking/{name}.py" for name in RANKING), "aggregates/average.py",
 # alone, or compiles machine code, is left out.
 SELECTION = "tests/test_selection.py"
 ROUNDS = {
-    "quick": [
+    "glance": [
         f"{SELECTION}::test_selection_is_the_oracles_with_drop_and_scores",
         f"{SELECTION}::test_weights_and_threshold_are_the_oracles",
         "tests/test_errors.py",
         "tests/test_laws.py",
     ],
-    "default": [SELECTION, "tests/test_criterion.py", "tests/test_torch.py", "tests/test_laws.py"],
+    "asked": [SELECTION, "tests/test_criterion.py", "tests/test_torch.py", "tests/test_laws.py"],
 }
 LEFT_OUT = "not all_ways and not pivots and not machine_code"
 # One operator becomes each of these only: the others (shifts, powers, remainders) fail at once or say the same.
@@ -144,7 +144,7 @@ def _start(mutant: Mutant, round_: str, folder: Path) -> int:
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     signal.alarm(LONGEST)
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-k", LEFT_OUT, *ROUNDS[round_]])
+    code = pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-W", "ignore", "-k", LEFT_OUT, *ROUNDS[round_]])
     assert str(sys.modules["topkloss"].__file__).startswith(str(folder))
     os._exit(code)
 

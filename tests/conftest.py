@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile("default", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-settings.register_profile("quick", settings.get_profile("default"), max_examples=4)
+# For mutation testing, which asks whether a test fails, and never on what: nothing is shrunk.
+ASKED = (Phase.explicit, Phase.generate)
+settings.register_profile("asked", settings.get_profile("default"), phases=ASKED)
+settings.register_profile("glance", settings.get_profile("asked"), max_examples=4)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=250)
 settings.load_profile(os.environ.get("TOPKLOSS_HYPOTHESIS", "default"))
 
