@@ -144,7 +144,8 @@ def _start(mutant: Mutant, round_: str, folder: Path) -> int:
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     signal.alarm(LONGEST)
-    code = pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-W", "ignore", "-k", LEFT_OUT, *ROUNDS[round_]])
+    quietly = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-W", "ignore"]
+    code = pytest.main([*quietly, "-k", LEFT_OUT, *ROUNDS[round_]])
     assert str(sys.modules["topkloss"].__file__).startswith(str(folder))
     os._exit(code)
 
