@@ -73,9 +73,8 @@ class AverageTopKCrossEntropyLoss(AverageTopKLoss, nn.CrossEntropyLoss):
         check_label_smoothing(label_smoothing)
         check_backend(backend)
         _check_reduction(reduction)
-        self.register_buffer(
-            "weight", class_weights(weight)
-        )  # here, as in nn.CrossEntropyLoss: so their checkpoints are the same
+        # Here, as in nn.CrossEntropyLoss: so their checkpoints are the same.
+        self.register_buffer("weight", class_weights(weight))
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.backend: Backend = backend

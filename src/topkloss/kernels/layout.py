@@ -52,3 +52,8 @@ def layout_of(outputs: Tensor) -> Layout:
     if outputs.is_contiguous():
         return Layout(n, classes, positions, classes * positions, positions, 1)
     return Layout(n, classes, positions, classes * positions, 1, classes)
+
+
+def has_scores(targets: Tensor, smoothing: float) -> bool:
+    """Whether an element is ranked by another number than its loss."""
+    return bool(smoothing) or targets.is_floating_point()

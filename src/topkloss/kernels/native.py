@@ -20,7 +20,7 @@ from torch import Tensor
 
 from topkloss.base.arguments import illegal_probability, illegal_target
 from topkloss.base.tensors import computing_dtype
-from topkloss.kernels.layout import laid_beside, laid_out, layout_of, losses_beside
+from topkloss.kernels.layout import has_scores, laid_beside, laid_out, layout_of, losses_beside
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -236,10 +236,10 @@ def cross_entropy(
     targets = _beside(targets, outputs)
     counts = None if counts is None else counts.contiguous()
     losses = losses_beside(outputs, computing_dtype(outputs))
-    has_scores = bool(smoothing) or targets.is_floating_point()
-    scores = torch.empty_like(losses) if has_scores else losses
+    scored = has_scores(targets, smoothing)
+    scores = torch.empty_like(losses) if scored else losses
     of = _logits(outputs, targets, counts, class_weight, smoothing)
-    illegal = _functions().topkloss_cross_entropy(of, losses.data_ptr(), scores.data_ptr() if has_scores else None)
+    illegal = _functions().topkloss_cross_entropy(of, losses.data_ptr(), scores.data_ptr() if scored else None)
     if illegal >= 0 and targets.is_floating_point():
         raise illegal_probability(targets.movedim(1, -1).reshape(-1, outputs.shape[1])[illegal].amin().item())
     if illegal >= 0:

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from topkloss.base.tensors import computing_dtype, memory_is_readable
 from topkloss.kernels import native, portable
-from topkloss.kernels.layout import laid_out, losses_beside
+from topkloss.kernels.layout import has_scores, laid_out, losses_beside
 
 Backend = Literal["auto", "torch", "native"]
 
@@ -66,12 +66,7 @@ def cross_entropy(
         losses, scores = _CrossEntropy.apply(outputs, targets, counts, class_weight, (smoothing, served, inplace))
     else:
         losses, scores = torch.ops.topkloss.cross_entropy(outputs, targets, counts, class_weight, smoothing, served)
-    return losses, scores if _has_scores(targets, smoothing) else None
-
-
-def _has_scores(targets: Tensor, smoothing: float) -> bool:
-    """Whether an element is ranked by another number than its loss."""
-    return bool(smoothing) or targets.is_floating_point()
+    return losses, scores if has_scores(targets, smoothing) else None
 
 
 def _served(outputs: Tensor, targets: Tensor, counts: Tensor | None, backend: Backend, readable: bool) -> bool | None:
@@ -118,7 +113,7 @@ class _CrossEntropy(torch.autograd.Function):
             kept = tuple(None if one is None else one.clone() for one in kept)
         ctx.save_for_backward(outputs, *kept)
         ctx.settings, ctx.own = settings, weakref.ref(outputs)
-        if not _has_scores(targets, smoothing):
+        if not has_scores(targets, smoothing):
             return losses, None
         ctx.mark_non_differentiable(scores)
         return losses, scores
@@ -201,7 +196,7 @@ def _losses(
     """Losses and scores; the scores empty where nothing is smoothed."""
     given = {"counts": counts, "class_weight": class_weight, "smoothing": smoothing}
     losses, scores = _kernels(use_native).cross_entropy(outputs, targets, **given)
-    return losses, scores if _has_scores(targets, smoothing) else losses.new_empty(0)
+    return losses, scores if has_scores(targets, smoothing) else losses.new_empty(0)
 
 
 def _gradient(
@@ -247,7 +242,7 @@ def _(
     use_native: bool,
 ) -> tuple[Tensor, Tensor]:
     losses = losses_beside(outputs, computing_dtype(outputs))
-    return losses, torch.empty_like(losses) if _has_scores(targets, smoothing) else losses.new_empty(0)
+    return losses, torch.empty_like(losses) if has_scores(targets, smoothing) else losses.new_empty(0)
 
 
 @_backward.register_fake

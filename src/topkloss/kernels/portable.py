@@ -17,7 +17,7 @@ from torch import Tensor
 
 from topkloss.base.arguments import illegal_probability, illegal_target
 from topkloss.base.tensors import computing_dtype, only_counted, values_are_readable
-from topkloss.kernels.layout import laid_beside, laid_out, layout_of, losses_beside
+from topkloss.kernels.layout import has_scores, laid_beside, laid_out, layout_of, losses_beside
 
 # Logits that are computed with at a time: copies of so many stay in the cache.
 CHUNK = 2**18
@@ -139,8 +139,8 @@ def cross_entropy(
     """
     outputs = laid_out(outputs)
     losses = losses_beside(outputs, computing_dtype(outputs))
-    has_scores = bool(smoothing) or targets.is_floating_point()
-    scores = torch.empty_like(losses) if has_scores else losses
+    scored = has_scores(targets, smoothing)
+    scores = torch.empty_like(losses) if scored else losses
     given: dict[str, Any] = {"class_weight": class_weight, "smoothing": smoothing}
     logits = layout_of(outputs).of(outputs)
     losses_to, scores_to = _by_positions(losses, logits), _by_positions(scores, logits)
@@ -157,7 +157,7 @@ def cross_entropy(
             own = None if own is None else own[None]
             loss, score = (each[0] for each in composed(x[None], target[None], counts=own, **given))
         losses_to[sample, part] = loss
-        if has_scores:
+        if scored:
             scores_to[sample, part] = score
     return losses, scores
 

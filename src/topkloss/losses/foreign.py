@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -126,7 +127,9 @@ class ForeignLoss(Made):
         if twice and torch.is_grad_enabled():
             gone = [one for one in (spread(one, losses) for one in left_out + ignored) if one is not None]
             losses = self._once_more(call, losses, shown, gone, omit, blind)
-        return Elements(_nan_of_nan(losses, outputs, targets) if omit else losses, counts, mass, classes=classes)
+        if omit:  # what was replaced, too, is omitted and not masked
+            losses = _nan_of_nan(losses, outputs, targets)
+        return Elements(losses, counts, mass, classes=classes)
 
     def _call(self, outputs: Any, targets: Any, mass: Tensor | None) -> tuple[Callable[..., Any], Tensor | None]:
         """What gives the losses without class weights, and the masses with them."""
@@ -351,7 +354,9 @@ def _unselected_cost_nothing(call: Callable[..., Any], losses: Any, outputs: Ten
     """The losses, of which an infinite one that gets no gradient passes none on: 0 x inf is NaN."""
     if not (isinstance(losses, Tensor) and losses.requires_grad and losses.shape == outputs.shape):
         return losses
-    if not values_are_readable(losses) or not bool(losses.detach().isinf().any()):
+    if not values_are_readable(losses) or math.isfinite(losses.detach().sum().item()):  # the usual case, at one read
+        return losses
+    if not bool(losses.detach().isinf().any()):
         return losses
     apart: Any = outputs.view_as(outputs)
     again: Any = call(apart, targets)
